@@ -1,0 +1,1 @@
+"""Model families: one file each, named after its `model_type`."""

@@ -1,0 +1,1 @@
+"""Bundle to answer: never imports torch or the compiler."""

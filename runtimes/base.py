@@ -1,0 +1,72 @@
+"""What a runtime is: an engine's name, whether it can be used here, and how it opens a bundle."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..targets.contract import Float32, Int64
+from ..targets.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an engine is to run. `threads` 0: as many as the machine has cores."""
+
+    threads: int = 0
+    provider: str = "cpu"
+
+
+@dataclass
+class Sequences:
+    """The decoder's state for a batch of sequences: the engine's own cache, and how many tokens each row holds."""
+
+    lengths: list[int]
+    cache: Any = field(repr=False)
+
+
+class Engine(Protocol):
+    """An opened bundle. Not thread-safe: one caller at a time."""
+
+    name: str
+
+    def encode(self, mel: Float32) -> Float32:
+        """Audio embeddings [windows, tokens, hidden] of log-mel windows [windows, mel bins, frames]."""
+
+    def embed(self, ids: Int64) -> Float32:
+        """Token embeddings [sequence, hidden] of token ids [sequence]."""
+
+    def prefill(self, prompts: Sequence[Float32]) -> tuple[Float32, Sequences]:
+        """Logits [batch, vocabulary] after each prompt [sequence, hidden] (lengths may differ), and the state."""
+
+    def extend(self, state: Sequences, prompt: Float32) -> tuple[Float32, Sequences]:
+        """Logits [1, vocabulary] after `prompt` [sequence, hidden] continues a state of one row."""
+
+    def step(self, state: Sequences, tokens: Int64) -> tuple[Float32, Sequences]:
+        """Logits [batch, vocabulary] after one more token [batch] for each row, and the state after it."""
+
+    def keep(self, state: Sequences, rows: Sequence[int]) -> Sequences:
+        """The state of these rows alone."""
+
+    def score(self, prompt: Float32) -> Float32:
+        """Logits [sequence, vocabulary] at every position of a prompt [sequence, hidden]."""
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+
+
+class Runtime(Protocol):
+    """One engine as a kind: what it is called, what it runs, whether it works here."""
+
+    name: str  # the word the user types: "onnxruntime"
+    target: str  # the artifacts it opens: "onnx"
+
+    def usable(self) -> str | None:
+        """Why it cannot be used here, with the command that would help; None where it can."""
+
+    def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
+        """Open a bundle's artifacts of this runtime's target.
+
+        Raises:
+            EngineError: the engine is missing, or it refused an artifact.
+        """

@@ -1,0 +1,1 @@
+"""What can be built for: one file, one artifact format."""
