@@ -1,0 +1,364 @@
+"""The original: the checkpoint in torch float32, asked the same as its artifacts will be.
+
+Nothing here is shared with the runtimes: prompts come from mistral-common, log-mel from transformers' feature
+extractor, the model is transformers' own. Its answers can be kept on disk: several recipes are verified against them.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..targets.contract import AudioError, CheckpointError, Float32, Progress, TensorSource, VerificationError
+from ..targets.manifest import AdapterSource, Source
+from .speech import Clip, Speech
+
+VERSION = 1
+MAX_TOKENS = 256
+_BLOCK = 1 << 26  # elements of a tensor that are converted at a time
+_HEADROOM = 1.2  # activations, the KV cache and torch itself, on top of the weights
+
+
+class Checkpoint(Protocol):
+    """What the original is built from: a configuration, and the tensors with every adapter merged."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSource]: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def adapters(self) -> tuple[AdapterSource, ...]: ...
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the original said to one prompt about a clip: a transcription, or the answer to `question`.
+
+    `tokens` are its greedy choice, the stop token included; row i of `logits` [len(tokens), vocabulary] is what it
+    chose tokens[i] from. Answers to questions carry no logits.
+    """
+
+    language: str | None
+    question: str | None
+    text: str
+    tokens: tuple[int, ...]
+    logits: Float32 | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that the original makes of one clip.
+
+    `logmel` [windows, mel bins, frames], `audio` [windows, tokens per window, hidden].
+    """
+
+    clip: Clip
+    logmel: Float32 = field(repr=False)
+    audio: Float32 = field(repr=False)
+    replies: tuple[Reply, ...]
+
+
+def readings(
+    checkpoint: Checkpoint, speech: Speech, *, cache: Path | None = None, progress: Progress | None = None
+) -> Iterator[Reading]:
+    """The original's reading of every clip, in order; from `cache` where it holds them.
+
+    Raises:
+        VerificationError: the original does not fit in this machine's memory.
+        AudioError: a recording cannot be read.
+    """
+    original = Original(checkpoint)
+    folder = cache / f"reference-{_key(checkpoint, speech)[:20]}" if cache else None
+    if progress:
+        progress.start("original", len(speech.clips), "clips")
+    for number, clip in enumerate(speech.clips):
+        yield _cached(folder / f"{number:05d}.npz", clip, original) if folder else original.read(clip)
+        if progress:
+            progress.advance(1)
+
+
+class Original:
+    """The checkpoint's model and processors, loaded when first asked."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def read(self, clip: Clip) -> Reading:
+        """What the original makes of one clip."""
+        recording = _recording(clip)
+        prompt, logmel = self._transcription(recording, None)
+        audio = self._encode(logmel)
+        replies = [self._transcribe(prompt, audio, None)]
+        if clip.language:
+            prompt, _ = self._transcription(recording, clip.language)
+            replies.append(self._transcribe(prompt, audio, clip.language))
+        replies += [self._ask(recording, audio, question) for question, _ in clip.questions]
+        return Reading(clip, logmel, audio.numpy(), tuple(replies))
+
+    @cached_property
+    def model(self) -> Any:
+        """The model, float32, on the CPU.
+
+        Raises:
+            VerificationError: it does not fit in memory.
+        """
+        _check_memory(self._checkpoint)
+        return load_model(self._checkpoint)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers.tokenization_mistral_common import MistralCommonBackend
+
+        path = self._checkpoint.folder / "tekken.json"
+        if not path.is_file():
+            raise CheckpointError(f"'{path}' is missing: the original's prompts cannot be made without its tokenizer")
+        return MistralCommonBackend(tokenizer_path=str(path))
+
+    @cached_property
+    def _extractor(self) -> Any:
+        from transformers import WhisperFeatureExtractor
+
+        return WhisperFeatureExtractor(feature_size=self._checkpoint.config["audio_config"]["num_mel_bins"])
+
+    def _transcription(self, recording: bytes, language: str | None) -> tuple[list[int], Float32]:
+        from mistral_common.protocol.transcription.request import TranscriptionRequest
+
+        request = TranscriptionRequest(audio=recording, language=language)
+        encoded = self._tokenizer.tokenizer.encode_transcription(request)
+        return encoded.tokens, self._logmel(encoded.audios[0].audio_array)
+
+    def _conversation(self, recording: bytes, question: str) -> list[int]:
+        from mistral_common.protocol.instruct.chunk import AudioChunk, TextChunk
+        from mistral_common.protocol.instruct.messages import UserMessage
+        from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+        message = UserMessage(content=[AudioChunk(input_audio=recording), TextChunk(text=question)])
+        tokens: list[int] = self._tokenizer.tokenizer.encode_chat_completion(
+            ChatCompletionRequest(messages=[message])
+        ).tokens
+        return tokens
+
+    def _logmel(self, samples: Float32) -> Float32:
+        rate = self._extractor.sampling_rate
+        features = self._extractor(
+            samples, sampling_rate=rate, truncation=False, pad_to_multiple_of=self._extractor.n_samples
+        )
+        mel = np.asarray(features["input_features"][0], np.float32)
+        return np.ascontiguousarray(mel.reshape(mel.shape[0], -1, self._extractor.nb_max_frames).swapaxes(0, 1))
+
+    def _encode(self, logmel: Float32) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            windows = [self.model.get_audio_features(torch.from_numpy(window[None])) for window in logmel]
+        return torch.stack([window.pooler_output for window in windows])
+
+    def _transcribe(self, prompt: list[int], audio: Any, language: str | None) -> Reply:
+        tokens, text = self._generate(prompt, audio)
+        return Reply(language, None, text, tokens, self._score(prompt, audio, tokens))
+
+    def _ask(self, recording: bytes, audio: Any, question: str) -> Reply:
+        tokens, text = self._generate(self._conversation(recording, question), audio)
+        return Reply(None, question, text, tokens)
+
+    def _generate(self, prompt: list[int], audio: Any) -> tuple[tuple[int, ...], str]:
+        import torch
+
+        inputs = self._embed(prompt, audio)
+        with torch.inference_mode():
+            tokens = self.model.generate(
+                inputs_embeds=inputs,
+                attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long),
+                max_new_tokens=MAX_TOKENS,
+                do_sample=False,
+            )[0].tolist()
+        return tuple(tokens), self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def _score(self, prompt: list[int], audio: Any, tokens: tuple[int, ...]) -> Float32:
+        import torch
+
+        inputs = self._embed([*prompt, *tokens[:-1]], audio)
+        with torch.inference_mode():
+            logits: Float32 = self.model(inputs_embeds=inputs, logits_to_keep=len(tokens)).logits[0].numpy()
+        return logits
+
+    def _embed(self, tokens: list[int], audio: Any) -> Any:
+        import torch
+
+        ids = torch.tensor([tokens])
+        with torch.inference_mode():
+            inputs = self.model.get_input_embeddings()(ids)
+            holes = (ids == self._checkpoint.config["audio_token_id"]).unsqueeze(-1).expand_as(inputs)
+            return inputs.masked_scatter(holes, audio)
+
+
+def load_model(checkpoint: Checkpoint) -> Any:
+    """The transformers model of a checkpoint in float32, filled tensor by tensor.
+
+    Raises:
+        CheckpointError: naming every parameter that the checkpoint does not hold.
+    """
+    import torch
+    from transformers import VoxtralConfig, VoxtralForConditionalGeneration
+
+    config = VoxtralConfig.from_dict(dict(checkpoint.config))
+    config.dtype = "float32"
+    with torch.device("meta"):
+        model = VoxtralForConditionalGeneration(config)
+    parameters = dict(model.named_parameters())
+    absent = sorted(set(parameters) - set(checkpoint.tensors))
+    if absent:
+        raise CheckpointError(f"the checkpoint does not hold {', '.join(absent)}. See: ossicle inspect CHECKPOINT")
+    for name in parameters:
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, _parameter(checkpoint.tensors[name]))
+    _compute_buffers(model)
+    return model.eval()
+
+
+def memory_needed(checkpoint: Checkpoint) -> int:
+    """Bytes that the original takes in float32, estimated from its tensors' shapes."""
+    return int(_HEADROOM * 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()))
+
+
+def memory_available() -> int | None:
+    """Bytes that this process may still use, or None where the system does not say."""
+    limits = [limit for limit in (_free(), _control_group()) if limit is not None]
+    return min(limits, default=None)
+
+
+def _check_memory(checkpoint: Checkpoint) -> None:
+    needed, available = memory_needed(checkpoint), memory_available()
+    if available is not None and needed > available:
+        raise VerificationError(
+            f"verifying takes the original in float32, about {needed / 2**30:.1f} GiB of memory, and this machine has "
+            f"{available / 2**30:.1f} GiB free. Build with --no-verify, then on a larger machine: "
+            "ossicle verify BUNDLE --checkpoint CHECKPOINT"
+        )
+
+
+def _free() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return _installed()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _installed() -> int | None:
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _control_group() -> int | None:
+    """Room under the memory limit of a container (control groups, version 2)."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+    except OSError:
+        return None
+    return None if limit == "max" else int(limit) - used
+
+
+def _parameter(source: TensorSource) -> Any:
+    import torch
+
+    filled = torch.empty(source.shape, dtype=torch.float32)
+    count = source.shape[0] if source.shape else 1
+    step = max(1, _BLOCK // max(1, math.prod(source.shape[1:])))
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        filled[start:stop] = torch.from_numpy(np.ascontiguousarray(source.rows(start, stop)))
+    return torch.nn.Parameter(filled, requires_grad=False)
+
+
+def _compute_buffers(model: Any) -> None:
+    """Rotary tables are in no checkpoint: a module that has buffers is made again, off the meta device."""
+    owners = {name.rpartition(".")[0] for name, _ in model.named_buffers()}
+    for name in owners:
+        module = model.get_submodule(name)
+        model.set_submodule(name, type(module)(config=module.config))
+
+
+def _recording(clip: Clip) -> bytes:
+    """The clip as mistral-common takes it: a mono WAV file of float32, at its own rate."""
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(clip.file, dtype="float32", always_2d=True)
+    except (OSError, soundfile.SoundFileError) as reason:
+        raise AudioError(
+            f"'{clip.file}' cannot be read: {reason}. Recordings are to be WAV, FLAC, OGG or MP3"
+        ) from reason
+    if not len(samples):
+        raise AudioError(f"'{clip.file}' holds no samples. Take it out of the speech list")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples.mean(axis=1), rate, format="WAV", subtype="FLOAT")
+    return buffer.getvalue()
+
+
+def _key(checkpoint: Checkpoint, speech: Speech) -> str:
+    from importlib.metadata import version
+
+    tools = {name: version(name) for name in ("torch", "transformers", "mistral-common", "soxr")}
+    adapters = [asdict(adapter) for adapter in checkpoint.adapters]
+    parts = [VERSION, MAX_TOKENS, asdict(checkpoint.source), adapters, speech.sha256, tools]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _cached(path: Path, clip: Clip, original: Original) -> Reading:
+    kept = _load(path, clip)
+    if kept is not None:
+        return kept
+    reading = original.read(clip)
+    _save(path, reading)
+    return reading
+
+
+def _save(path: Path, reading: Reading) -> None:
+    """Write a reading as one npz archive: its arrays, and a JSON document of all else."""
+    replies = [{key: value for key, value in vars(reply).items() if key != "logits"} for reply in reading.replies]
+    arrays = {f"logits{i}": reply.logits for i, reply in enumerate(reading.replies) if reply.logits is not None}
+    document = np.frombuffer(json.dumps(replies).encode(), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as stream:
+        np.savez_compressed(
+            stream, allow_pickle=False, document=document, logmel=reading.logmel, audio=reading.audio, **arrays
+        )
+    partial.replace(path)
+
+
+def _load(path: Path, clip: Clip) -> Reading | None:
+    """The reading kept at `path`, or None where there is none that can be read."""
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            replies = json.loads(archive["document"].tobytes())
+            logits = [archive.get(f"logits{i}") for i in range(len(replies))]
+            logmel, audio = archive["logmel"], archive["audio"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    entries = zip(replies, logits, strict=True)
+    return Reading(
+        clip, logmel, audio, tuple(Reply(**(e | {"tokens": tuple(e["tokens"])}), logits=x) for e, x in entries)
+    )
