@@ -19,6 +19,7 @@ import numpy as np
 
 from ..targets.contract import AudioError, CheckpointError, Float32, Progress, TensorSource, VerificationError
 from ..targets.manifest import AdapterSource, Source
+from . import memory
 from .speech import Clip, Speech
 
 VERSION = 1
@@ -74,23 +75,39 @@ class Reading:
     replies: tuple[Reply, ...]
 
 
-def readings(
-    checkpoint: Checkpoint, speech: Speech, *, cache: Path | None = None, progress: Progress | None = None
-) -> Iterator[Reading]:
-    """The original's reading of every clip, in order; from `cache` where it holds them.
+def keep(
+    checkpoint: Checkpoint, speech: Speech, folder: Path, progress: Progress | None = None
+) -> Iterator[tuple[Clip, Path]]:
+    """Every clip with the file under `folder` that holds its reading, made where there is none yet.
 
     Raises:
         VerificationError: the original does not fit in this machine's memory.
         AudioError: a recording cannot be read.
     """
     original = Original(checkpoint)
-    folder = cache / f"reference-{_key(checkpoint, speech)[:20]}" if cache else None
+    folder = folder / f"reference-{_key(checkpoint, speech)[:20]}"
+    folder.mkdir(parents=True, exist_ok=True)
     if progress:
         progress.start("original", len(speech.clips), "clips")
     for number, clip in enumerate(speech.clips):
-        yield _cached(folder / f"{number:05d}.npz", clip, original) if folder else original.read(clip)
+        path = folder / f"{number:05d}.npz"
+        if _load(path, clip) is None:
+            _save(path, original.read(clip))
+        yield clip, path
         if progress:
             progress.advance(1)
+
+
+def read(path: Path, clip: Clip) -> Reading:
+    """The reading of a clip that `keep` put into a file.
+
+    Raises:
+        VerificationError: the file is gone, or damaged.
+    """
+    reading = _load(path, clip)
+    if reading is None:
+        raise VerificationError(f"the original's reading '{path}' was changed while it was needed. Verify again")
+    return reading
 
 
 class Original:
@@ -237,45 +254,14 @@ def memory_needed(checkpoint: Checkpoint) -> int:
     return int(_HEADROOM * 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()))
 
 
-def memory_available() -> int | None:
-    """Bytes that this process may still use, or None where the system does not say."""
-    limits = [limit for limit in (_free(), _control_group()) if limit is not None]
-    return min(limits, default=None)
-
-
 def _check_memory(checkpoint: Checkpoint) -> None:
-    needed, available = memory_needed(checkpoint), memory_available()
+    needed, available = memory_needed(checkpoint), memory.available()
     if available is not None and needed > available:
         raise VerificationError(
             f"verifying takes the original in float32, about {needed / 2**30:.1f} GiB of memory, and this machine has "
             f"{available / 2**30:.1f} GiB free. Build with --no-verify, then on a larger machine: "
             "ossicle verify BUNDLE --checkpoint CHECKPOINT"
         )
-
-
-def _free() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return _installed()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _installed() -> int | None:
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _control_group() -> int | None:
-    """Room under the memory limit of a container (control groups, version 2)."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
-        used = int((folder / "memory.current").read_text(encoding="ascii"))
-    except OSError:
-        return None
-    return None if limit == "max" else int(limit) - used
 
 
 def _parameter(source: TensorSource) -> Any:
@@ -324,21 +310,11 @@ def _key(checkpoint: Checkpoint, speech: Speech) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _cached(path: Path, clip: Clip, original: Original) -> Reading:
-    kept = _load(path, clip)
-    if kept is not None:
-        return kept
-    reading = original.read(clip)
-    _save(path, reading)
-    return reading
-
-
 def _save(path: Path, reading: Reading) -> None:
     """Write a reading as one npz archive: its arrays, and a JSON document of all else."""
     replies = [{key: value for key, value in vars(reply).items() if key != "logits"} for reply in reading.replies]
     arrays = {f"logits{i}": reply.logits for i, reply in enumerate(reading.replies) if reply.logits is not None}
     document = np.frombuffer(json.dumps(replies).encode(), np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with partial.open("wb") as stream:
         np.savez_compressed(

@@ -143,6 +143,7 @@ class Thresholds:
     embeddings: float | None = None  # relative error, Frobenius
     logits: float | None = None  # largest absolute difference, teacher-forced
     kl: float = 1e-6  # mean KL divergence in nats per token
+    kl_clip: float | None = None  # the same, of the worst clip alone
     top1: float = 1.0  # share of positions whose most likely token is the original's
     same_text: bool = False  # greedy text equal on every clip
     wer: float = 0.0  # word error rate may exceed the original's by this much (0.01 = one point)

@@ -1,0 +1,247 @@
+"""Whether a bundle computes what its original does, and by how much it does not.
+
+The bundle is run as a device would run it: by `ossicle.runtimes.probe`, in a process that has no torch. The original's
+readings are made first and kept on disk, so that the two never share the machine's memory.
+"""
+
+import math
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..targets import manifest as manifests
+from ..targets.contract import BundleFile, EngineError, Float32, Progress, Thresholds, VerificationError
+from ..targets.manifest import AdapterSource, Manifest
+from ..targets.probe import Answer, Report, Request, command, read_report, write_requests
+from . import reference
+from . import speech as recordings
+from .figures import (
+    Comparison,
+    Figures,
+    Said,
+    TargetVerification,
+    Verification,
+    agreement,
+    difference,
+    divergence,
+    judge,
+    relative,
+)
+from .reference import Checkpoint, Reading, Reply
+from .speech import Clip
+
+_CHUNK = 16  # clips asked in one process
+_CHUNK_BYTES = 1 << 28
+
+
+def verify(
+    bundle: Path,
+    checkpoint: Checkpoint,
+    *,
+    speech: Path | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """How the bundle at a path compares with the checkpoint (adapters merged) that it was built from.
+
+    `speech` lists the recordings, by default those that ossicle ships. `cache` keeps the original's readings.
+
+    Raises:
+        VerificationError: the checkpoint or its adapters are not the bundle's, or the original does not fit in memory.
+        AudioError: the speech list, or a recording of it, cannot be used.
+        EngineError: an engine is missing, or refused the bundle.
+    """
+    manifest = manifests.read(bundle)
+    check_source(manifest, checkpoint)
+    spoken = recordings.load(speech or recordings.shipped())
+    thresholds = Thresholds(**manifest.recipe["thresholds"])
+    with _folder(cache) as folder:
+        kept = list(reference.keep(checkpoint, spoken, Path(folder), progress))
+        targets = tuple(
+            judge(target, *_compare(bundle, target, kept, progress), thresholds) for target in _targets(manifest)
+        )
+    return Verification(manifest.name, str(manifest.recipe["name"]), spoken.name, spoken.sha256, thresholds, targets)
+
+
+def check_source(manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint, or adapters, that the bundle was not built from.
+
+    Raises:
+        VerificationError: naming every file that differs.
+    """
+    faults = _differences(manifest.source.files, checkpoint.source.files)
+    faults += _adapter_differences(manifest.adapters, checkpoint.adapters)
+    if faults:
+        raise VerificationError(
+            f"bundle '{manifest.name}' was not built from this checkpoint: {'; '.join(faults)}. "
+            "Give the checkpoint and the adapters it was built from: "
+            "ossicle verify BUNDLE --checkpoint CHECKPOINT [--adapter PATH:WEIGHT]"
+        )
+
+
+def mark(bundle: Path, verification: Verification) -> Manifest:
+    """The bundle's manifest with its `verification` section brought up to date, written in place."""
+    manifest = replace(manifests.read(bundle), verification=section(verification))
+    with tempfile.TemporaryDirectory(dir=bundle, prefix=".verification-") as folder:
+        manifests.write(Path(folder), manifest)
+        os.replace(Path(folder) / manifests.NAME, bundle / manifests.NAME)
+    return manifest
+
+
+def section(verification: Verification) -> dict[str, Any]:
+    """The manifest's `verification` section: by target, the figures to two digits, without times or machines."""
+    return {target.target: _entry(verification, target) for target in verification.targets}
+
+
+def compare(reading: Reading, answers: Sequence[Answer]) -> Comparison:
+    """One clip's reading against the answers to `requests(reading)`."""
+    by_kind = {kind: [a for a in answers if a.kind == kind] for kind in ("logmel", "audio", "score")}
+    texts = [answer.text or "" for answer in answers if answer.kind in ("transcribe", "ask")]
+    scored = [reply for reply in reading.replies if reply.logits is not None]
+    original = np.concatenate([reply.logits for reply in scored if reply.logits is not None])
+    artifact = np.concatenate([_array(answer) for answer in by_kind["score"]])
+    audio = _array(by_kind["audio"][0])
+    kl = divergence(original, artifact)
+    return Comparison(
+        clip=reading.clip.name,
+        windows=len(reading.logmel),
+        logmel=difference(reading.logmel, _array(by_kind["logmel"][0])),
+        embeddings=difference(reading.audio, audio),
+        embeddings_relative=relative(reading.audio, audio),
+        logits=difference(original, artifact),
+        kl=float(kl.mean()),
+        kl_max=float(kl.max()),
+        top1=agreement(original, artifact),
+        positions=len(original),
+        said=tuple(_said(reading.clip, reply, text) for reply, text in zip(reading.replies, texts, strict=True)),
+    )
+
+
+def requests(reading: Reading) -> list[Request]:
+    """What an artifact is asked about a clip, in order: its log-mel, its audio embeddings, then reply by reply."""
+    path = str(reading.clip.file.resolve())
+    asked = [Request("logmel", path), Request("audio", path)]
+    for reply in reading.replies:
+        asked += _reply_requests(path, reply)
+    return asked
+
+
+def _compare(
+    bundle: Path, target: str, kept: Sequence[tuple[Clip, Path]], progress: Progress | None
+) -> tuple[str, list[Comparison]]:
+    if progress:
+        progress.start(f"verify {target}", len(kept), "clips")
+    comparisons: list[Comparison] = []
+    engine = ""
+    for chunk in _chunks(kept):
+        report = _probe(bundle, [request for reading in chunk for request in requests(reading)])
+        engine = report.engine
+        answers = iter(report.answers)
+        comparisons += [compare(reading, [next(answers) for _ in requests(reading)]) for reading in chunk]
+        if progress:
+            progress.advance(len(chunk))
+    return engine, comparisons
+
+
+def _chunks(kept: Sequence[tuple[Clip, Path]]) -> Iterator[list[Reading]]:
+    """Readings a few at a time: enough to spread the cost of a process, few enough for memory."""
+    chunk: list[Reading] = []
+    for clip, path in kept:
+        chunk.append(reference.read(path, clip))
+        if len(chunk) == _CHUNK or sum(_size(reading) for reading in chunk) > _CHUNK_BYTES:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _size(reading: Reading) -> int:
+    logits = sum(reply.logits.nbytes for reply in reading.replies if reply.logits is not None)
+    return reading.logmel.nbytes + reading.audio.nbytes + logits
+
+
+def _probe(bundle: Path, asked: Sequence[Request]) -> Report:
+    with tempfile.TemporaryDirectory(prefix="ossicle-verify-") as folder:
+        questions, answers = Path(folder) / "requests.json", Path(folder) / "answers.npz"
+        write_requests(questions, asked)
+        done = subprocess.run(command(bundle, questions, answers), capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
+            raise EngineError(
+                f"bundle '{bundle}' could not be run: {reason}. See what this machine has: ossicle doctor"
+            )
+        return read_report(answers)
+
+
+def _targets(manifest: Manifest) -> list[str]:
+    return list(dict.fromkeys(artifact.target for artifact in manifest.artifacts))
+
+
+def _folder(cache: Path | None) -> AbstractContextManager[str]:
+    if cache is None:
+        return tempfile.TemporaryDirectory(prefix="ossicle-reference-")
+    return nullcontext(str(cache))
+
+
+def _reply_requests(path: str, reply: Reply) -> list[Request]:
+    if reply.question is not None:
+        return [Request("ask", path, question=reply.question, max_tokens=reference.MAX_TOKENS)]
+    return [
+        Request("score", path, language=reply.language, tokens=reply.tokens),
+        Request("transcribe", path, language=reply.language, max_tokens=reference.MAX_TOKENS),
+    ]
+
+
+def _said(clip: Clip, reply: Reply, text: str) -> Said:
+    expected = clip.text if reply.question is None else dict(clip.questions).get(reply.question)
+    return Said(reply.language, reply.question, reply.text, text, expected)
+
+
+def _entry(verification: Verification, target: TargetVerification) -> dict[str, Any]:
+    return {
+        "passed": target.passed,
+        "failed": [check.figure for check in target.checks if not check.passed],
+        "proof": target.proof,
+        "engine": target.engine,
+        "speech": {"name": verification.speech, "sha256": verification.speech_sha256, "clips": len(target.clips)},
+        "figures": {entry.name: _rounded(getattr(target.figures, entry.name)) for entry in fields(Figures)},
+        "thresholds": asdict(verification.thresholds),
+    }
+
+
+def _rounded(value: float | None) -> float | str | None:
+    """Two significant digits; a word for what JSON has no number for."""
+    if value is None or math.isfinite(value):
+        return None if value is None else float(f"{value:.1e}")
+    return str(value)
+
+
+def _differences(built: Iterable[BundleFile], given: Iterable[BundleFile], of: str = "") -> list[str]:
+    before, after = ({file.path: file.sha256 for file in files} for files in (built, given))
+    missing = [f"{of}{path} is missing" for path in sorted(before.keys() - after.keys())]
+    extra = [f"{of}{path} was not there" for path in sorted(after.keys() - before.keys())]
+    both = sorted(before.keys() & after.keys())
+    return missing + extra + [f"{of}{path} has another sha256" for path in both if before[path] != after[path]]
+
+
+def _adapter_differences(built: Sequence[AdapterSource], given: Sequence[AdapterSource]) -> list[str]:
+    if len(built) != len(given):
+        names = ", ".join(f"{adapter.name}:{adapter.weight:g}" for adapter in built) or "none"
+        return [f"it has {len(built)} adapters merged ({names}), {len(given)} are given"]
+    faults: list[str] = []
+    for before, after in zip(built, given, strict=True):
+        faults += _differences(before.files, after.files, f"adapter '{before.name}': ")
+        if before.weight != after.weight:
+            faults.append(f"adapter '{before.name}' was merged with weight {before.weight:g}, not {after.weight:g}")
+    return faults
+
+
+def _array(answer: Answer) -> Float32:
+    return np.empty(0, np.float32) if answer.array is None else answer.array
