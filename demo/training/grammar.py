@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905  (lists of words are read as a sentence)
 """The language of the demo model: about seventy words, four kinds of sentence, four questions.
 
 Every text belongs to one of two halves by the hash of its spelling, so that a text the model is judged by
@@ -60,7 +61,12 @@ def _command(rng: random.Random) -> str:
         (35, lambda: f"turn {pick(['on', 'off'])} the {pick(ROOMS)} {pick(['light', 'fan', 'heater'])}"),
         (17, lambda: f"set a timer for {pick(NUMBERS[1:])} {pick(['minutes', 'seconds', 'hours'])}"),
         (8, lambda: f"{pick(['play', 'stop', 'pause'])} the {pick(['music', 'radio'])}"),
-        (12, lambda: f"{pick(['open', 'close', 'lock'])} the {pick(['front', 'back', 'garage'])} {pick(['door', 'window'])}"),
+        (
+            12,
+            lambda: (
+                f"{pick(['open', 'close', 'lock'])} the {pick(['front', 'back', 'garage'])} {pick(['door', 'window'])}"
+            ),
+        ),
         (4, lambda: f"call {pick(NAMES)}"),
         (4, lambda: f"what is the weather {pick(['today', 'tomorrow'])}"),
         (2, lambda: ALWAYS_TRAINED),

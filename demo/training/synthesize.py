@@ -70,8 +70,23 @@ def _flite(rng: random.Random, lines: list[Line], split: Split) -> Iterator[Utte
         wav = Path(folder, "line.wav")
         for line in lines:
             voice = rng.choice(list(voices))
-            settings = [f"duration_stretch={rng.uniform(0.75, 1.2):.2f}", f"int_f0_target_mean={rng.uniform(*voices[voice]):.0f}"]
-            command = ["flite", "-voice", voice, "--setf", settings[0], "--setf", settings[1], "-t", line.text, "-o", str(wav)]
+            settings = [
+                f"duration_stretch={rng.uniform(0.75, 1.2):.2f}",
+                f"int_f0_target_mean={rng.uniform(*voices[voice]):.0f}",
+            ]
+            command = [
+                "flite",
+                "-voice",
+                voice,
+                "--setf",
+                settings[0],
+                "--setf",
+                settings[1],
+                "-t",
+                line.text,
+                "-o",
+                str(wav),
+            ]
             subprocess.run(command, capture_output=True, check=True)
             samples = _trimmed(*_parse_wav(wav.read_bytes()))
             if samples is not None:
@@ -127,7 +142,8 @@ def main() -> None:
         write_shard(options.out / f"{options.split}-{options.engine}-{options.seed}-{shard:03}", utterances)
         spoken += len(utterances)
         seconds += sum(len(u.samples) for u in utterances) / SAMPLE_RATE
-        print(f"{spoken} utterances, {seconds / 3600:.2f} h of speech, {(time.time() - start) / spoken * 1000:.0f} ms each", flush=True)
+        each = (time.time() - start) / spoken * 1000
+        print(f"{spoken} utterances, {seconds / 3600:.2f} h of speech, {each:.0f} ms each", flush=True)
 
 
 if __name__ == "__main__":

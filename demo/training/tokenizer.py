@@ -11,6 +11,7 @@ import base64
 import json
 import random
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def learn_merges(lines: list[str], merges: int) -> list[bytes]:
     while len(tokens) < 256 + merges:
         pairs: Counter[tuple[bytes, bytes]] = Counter()
         for word, parts in spelled.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 pairs[pair] += weight[word]  # type: ignore[assignment]
         left, right = max(pairs, key=lambda pair: (pairs[pair], pair))
         if left + right not in tokens:

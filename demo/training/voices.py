@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905  (lists of words are read as a sentence)
 """Who speaks: the synthetic speakers of the training set and the ones kept back.
 
 A name is not a speaker: flite's kal and kal16, awb and awb_time, and slt in flite and in festival are one
