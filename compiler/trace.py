@@ -1,0 +1,94 @@
+"""A model's stages as graphs over fake weights: the only place that traces.
+
+Cached attention and the choice of logits stay opaque operators of ours (`ossicle::...`), since every runtime has its own best
+form of them: a target replaces them while lowering (see `expand`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from ..targets.contract import Float32, Port, TracedStage
+
+
+def stage(
+    name: str,
+    module: Any,
+    inputs: Mapping[str, Any],
+    ports: tuple[tuple[Port, ...], tuple[Port, ...]],
+    constants: Mapping[str, Float32],
+) -> TracedStage:
+    """`module` traced on fake `inputs` (nested lists of tensors allowed), its varying dimensions taken from `ports`."""
+    import torch
+
+    program = torch.export.export(
+        module, (), dict(inputs), dynamic_shapes=_dynamic_shapes(inputs, iter(ports[0])), strict=False
+    )
+    signature = program.graph_signature
+    names = [*signature.parameters, *signature.buffers]
+    weights = {name: name for name in names if name not in constants}
+    return TracedStage(name, program, *ports, weights, constants)
+
+
+@contextmanager
+def fake_weights() -> Iterator[None]:
+    """Within it, modules are made and run with shapes alone: no weight takes memory."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers.initialization import no_init_weights
+
+    register_operators()
+    with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights(), torch.no_grad():
+        yield
+
+
+def rotary_tables(rotary: Callable[..., Any], positions: int) -> dict[str, Float32]:
+    """`cos` and `sin` [positions, head_dim / 2] of a transformers rotary embedding module built outside `fake_weights`."""
+    import torch
+
+    index = torch.arange(positions)[None]
+    cos, sin = rotary(torch.zeros(1, dtype=torch.float32), index)
+    half = cos.shape[-1] // 2
+    return {"cos": cos[0, :, :half].contiguous().numpy(), "sin": sin[0, :, :half].contiguous().numpy()}
+
+
+def _dynamic_shapes(inputs: Mapping[str, Any], ports: Iterator[Port]) -> dict[str, Any]:
+    import torch
+
+    dynamic = torch.export.Dim.DYNAMIC
+
+    def shape(value: Any) -> Any:
+        if isinstance(value, list):
+            return [shape(item) for item in value]
+        return {axis: dynamic for axis, size in enumerate(next(ports).shape) if isinstance(size, str)}
+
+    return {name: shape(value) for name, value in inputs.items()}
+
+
+@cache
+def register_operators() -> None:
+    """Make `torch.ops.ossicle` known to torch, once."""
+    import torch
+
+    torch.library.define(
+        "ossicle::cached_attention",
+        "(Tensor query, Tensor key, Tensor value, Tensor past_key, Tensor past_value, Tensor attention_mask, "
+        "Tensor position_ids, Tensor cos, Tensor sin, int heads, int kv_heads, float scale) -> (Tensor, Tensor, Tensor)",
+    )
+    torch.library.define(
+        "ossicle::attention", "(Tensor query, Tensor key, Tensor value, int heads, float scale) -> Tensor"
+    )
+    torch.library.define("ossicle::last", "(Tensor hidden, Tensor count) -> Tensor")
+    torch.library.register_fake("ossicle::cached_attention")(_cached_attention_shapes)
+    torch.library.register_fake("ossicle::attention")(lambda query, key, value, heads, scale: query.new_empty(query.shape))
+    # the true length is a value of `count`, which a shape cannot say; ports name the dimension
+    torch.library.register_fake("ossicle::last")(lambda hidden, count: hidden.new_empty(hidden.shape))
+
+
+def _cached_attention_shapes(
+    query: Any, key: Any, value: Any, past_key: Any, past_value: Any, *others: Any
+) -> tuple[Any, Any, Any]:
+    batch, heads, past, width = past_key.shape
+    present = (batch, heads, past + query.shape[1], width)
+    return query.new_empty(query.shape), past_key.new_empty(present), past_value.new_empty(present)

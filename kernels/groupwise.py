@@ -1,0 +1,174 @@
+"""Group-wise integers: a matrix [N, K] as codes with one float16 scale for every g neighbours along K.
+
+Symmetric: w ~ (code - 2^(bits-1)) * scale. Asymmetric: w ~ (code - zero point) * scale. Scales are positive and already
+rounded to float16 when codes are chosen, so that every format that stores them means the same numbers. The last group of a
+row may be short. Compiled with numba on first use; float32 arithmetic in a fixed order, so the same input gives the same
+bits on every run.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float16 = NDArray[np.float16]
+UInt8 = NDArray[np.uint8]
+
+_SMALLEST = np.float16(2.0**-24)  # the least positive float16: a scale is never zero
+_LARGEST = float(np.finfo(np.float16).max)
+_INT4_DIVISORS = (7.0, 7.25, 7.5, 7.75, 8.0)
+
+
+def quantize_symmetric(weights: Float32, bits: int, group: int) -> tuple[UInt8, Float16]:
+    """Codes [N, K] around 2^(bits-1), and scales [N, ceil(K/g)], of float32 weights [N, K].
+
+    Eight bits: scale = largest magnitude / 127, codes 1 .. 255 (the rule of GGUF's Q8_0). Four bits: of the scales largest
+    magnitude / 7 .. 8 the one with the least squared error, codes 0 .. 15.
+
+    Raises:
+        ValueError: a weight is not finite, or too large for a float16 scale.
+    """
+    largest = _group_extent(weights, group)[1]
+    divisors = (127.0,) if bits == 8 else _INT4_DIVISORS
+    candidates = np.stack([_positive(largest / np.float32(divisor)) for divisor in divisors])
+    codes = np.empty(weights.shape, np.uint8)
+    chosen = np.empty(largest.shape, np.uint8)
+    low, high = (-127, 127) if bits == 8 else (-8, 7)
+    _compiled(_choose_symmetric)(weights, group, candidates.astype(np.float32), low, high, 1 << (bits - 1), codes, chosen)
+    return codes, np.take_along_axis(candidates, chosen[None].astype(np.intp), axis=0)[0]
+
+
+def quantize_asymmetric(weights: Float32, bits: int, group: int) -> tuple[UInt8, Float16, UInt8]:
+    """Codes [N, K], scales and zero points [N, ceil(K/g)] of float32 weights [N, K]: each group's range, 0 included.
+
+    Raises:
+        ValueError: a weight is not finite, or too large for a float16 scale.
+    """
+    span, _, lowest = _group_extent(weights, group)
+    top = (1 << bits) - 1
+    scales = _positive(span / np.float32(top))
+    zero_points = np.clip(np.rint(-lowest / scales.astype(np.float32)), 0, top).astype(np.uint8)
+    codes = np.empty(weights.shape, np.uint8)
+    _compiled(_code_asymmetric)(weights, group, scales.astype(np.float32), zero_points, top, codes)
+    return codes, scales, zero_points
+
+
+def dequantize(codes: UInt8, scales: Float16, zero_points: UInt8 | None, bits: int, group: int) -> Float32:
+    """The float32 weights [N, K] that codes [N, K], scales and zero points [N, ceil(K/g)] stand for."""
+    columns = codes.shape[1]
+    scale = np.repeat(scales.astype(np.float32), group, axis=1)[:, :columns]
+    if zero_points is None:
+        return (codes.astype(np.float32) - np.float32(1 << (bits - 1))) * scale
+    zero = np.repeat(zero_points.astype(np.float32), group, axis=1)[:, :columns]
+    return (codes.astype(np.float32) - zero) * scale
+
+
+def pack_pairs(codes: UInt8) -> UInt8:
+    """Four-bit codes [N, K], two to a byte, the even column in the low half: [N, ceil(K/2)]."""
+    packed = np.zeros((codes.shape[0], (codes.shape[1] + 1) // 2), np.uint8)
+    _compiled(_pack_pairs)(codes, packed)
+    return packed
+
+
+def unpack_pairs(packed: UInt8, columns: int) -> UInt8:
+    """Four-bit codes [N, columns] of bytes [N, ceil(columns/2)] written by `pack_pairs`."""
+    codes = np.empty((packed.shape[0], packed.shape[1] * 2), np.uint8)
+    codes[:, 0::2] = packed & 15
+    codes[:, 1::2] = packed >> 4
+    return codes[:, :columns]
+
+
+def pad_columns(codes: UInt8, columns: int, value: int) -> UInt8:
+    """Codes [N, K] widened to [N, columns] with `value`, itself where it is wide enough."""
+    missing = columns - codes.shape[1]
+    return codes if missing == 0 else np.pad(codes, ((0, 0), (0, missing)), constant_values=value)
+
+
+def _group_extent(weights: Float32, group: int) -> tuple[Float32, Float32, Float32]:
+    shape = (weights.shape[0], -(-weights.shape[1] // group))
+    low, high = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    if not _compiled(_extremes)(weights, group, low, high):
+        raise ValueError("a weight is infinite or not a number")
+    largest = np.maximum(-low, high)
+    if largest.size and float(largest.max()) > _LARGEST:
+        raise ValueError(f"the weight {float(largest.max()):g} is too large for a float16 scale")
+    return high - low, largest, low
+
+
+def _positive(scales: Float32) -> Float16:
+    return np.maximum(scales.astype(np.float16), _SMALLEST)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    import numba
+
+    compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
+    return compiled
+
+
+def _extremes(weights: Any, group: int, low: Any, high: Any) -> bool:
+    """Each group's least and greatest value, 0 included; False where a value is not finite."""
+    finite = True
+    for row in range(weights.shape[0]):
+        for block in range(low.shape[1]):
+            start, stop = block * group, min((block + 1) * group, weights.shape[1])
+            least, greatest = np.float32(0), np.float32(0)
+            total = np.float32(0)
+            for column in range(start, stop):
+                value = weights[row, column]
+                least = min(least, value)
+                greatest = max(greatest, value)
+                total += value * np.float32(0)  # stays 0 unless a value is infinite or not a number
+            finite = finite and total == 0
+            low[row, block], high[row, block] = least, greatest
+    return finite
+
+
+def _choose_symmetric(
+    weights: Any, group: int, candidates: Any, low: int, high: int, zero: int, codes: Any, chosen: Any
+) -> None:
+    floor, ceiling = np.float32(low), np.float32(high)
+    for row in range(weights.shape[0]):
+        for block in range(chosen.shape[1]):
+            start, stop = block * group, min((block + 1) * group, weights.shape[1])
+            best, least = 0, np.float32(np.inf)
+            if candidates.shape[0] > 1:
+                for index in range(candidates.shape[0]):
+                    scale = candidates[index, row, block]
+                    inverse = np.float32(1) / scale
+                    error = np.float32(0)
+                    for column in range(start, stop):
+                        value = weights[row, column]
+                        code = min(max(np.rint(value * inverse), floor), ceiling)
+                        distance = value - code * scale
+                        error += distance * distance
+                    if error < least:
+                        best, least = index, error
+            inverse = np.float32(1) / candidates[best, row, block]
+            for column in range(start, stop):
+                code = min(max(np.rint(weights[row, column] * inverse), floor), ceiling)
+                codes[row, column] = np.uint8(np.int32(code) + zero)
+            chosen[row, block] = best
+
+
+def _code_asymmetric(weights: Any, group: int, scales: Any, zero_points: Any, top: int, codes: Any) -> None:
+    for row in range(weights.shape[0]):
+        for block in range(scales.shape[1]):
+            start, stop = block * group, min((block + 1) * group, weights.shape[1])
+            inverse = np.float32(1) / scales[row, block]
+            zero = np.float32(zero_points[row, block])
+            for column in range(start, stop):
+                code = np.rint(weights[row, column] * inverse) + zero
+                codes[row, column] = np.uint8(min(max(code, np.float32(0)), np.float32(top)))
+
+
+def _pack_pairs(codes: Any, packed: Any) -> None:
+    for row in range(codes.shape[0]):
+        for byte in range(codes.shape[1] // 2):
+            packed[row, byte] = codes[row, 2 * byte] | (codes[row, 2 * byte + 1] << 4)
+        if codes.shape[1] % 2:
+            packed[row, packed.shape[1] - 1] = codes[row, codes.shape[1] - 1]

@@ -1,0 +1,127 @@
+"""ONNX: three graphs under `onnx/`, named and shaped as transformers.js and Optimum look for them, weights as external data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import onnx_graph, onnx_weights
+from .contract import Artifact, Memory, Progress, Recipe, RecipeError, TracedStage, WeightFormat, WeightStore
+from .manifest import file_entry
+
+FOLDER = "onnx"
+STEMS: Mapping[str, str] = {
+    "audio_encoder": "audio_encoder",
+    "embed_tokens": "embed_tokens",
+    "decoder": "decoder_model_merged",
+}
+_GROUPS = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage's graph with its weights placed, not yet written."""
+
+    model: Any
+    layout: onnx_weights.Layout
+    file: str  # name of the model file
+    data: tuple[str, ...]  # names of its data files
+
+
+class Onnx:
+    """ONNX opset 23 for ONNX Runtime: groupwise integers as MatMulNBits and GatherBlockQuantized."""
+
+    name = "onnx"
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise `RecipeError` listing every part of the recipe that ONNX cannot hold."""
+        parts = {"encoder": recipe.encoder, "embedding": recipe.embedding, "decoder": recipe.decoder, "lm_head": recipe.lm_head}
+        faults = [f"{form.name} for {part}" for part, form in parts.items() if not _holds(form)]
+        if recipe.embedding.bits == 8 and not recipe.embedding.symmetric:
+            faults.append(f"{recipe.embedding.name} for embedding")
+        if faults:
+            raise RecipeError(
+                f"target 'onnx' cannot hold {', '.join(faults)} (it can: float32, float16, int8 and int4 in groups of "
+                f"{', '.join(map(str, _GROUPS))}). See: ossicle targets"
+            )
+
+    def plan(self, stage: TracedStage, recipe: Recipe, weights: WeightStore) -> int:
+        """Bytes of external data that `lower` will write for this stage."""
+        return sum(place(stage, recipe, weights).layout.sizes())
+
+    def lower(
+        self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Path, progress: Progress
+    ) -> Artifact:
+        """Write `onnx/<stage>.onnx` and its data under `folder`, and give back what was written."""
+        planned = place(stage, recipe, weights)
+        target = folder / FOLDER
+        target.mkdir(parents=True, exist_ok=True)
+        onnx_weights.fill(planned.layout, [target / name for name in planned.data], progress, f"onnx {stage.name}")
+        _save(planned, target)
+        files = tuple(file_entry(folder, target / name) for name in (planned.file, *planned.data))
+        graph = planned.model.graph
+        return Artifact(
+            target=self.name,
+            stage=stage.name,
+            recipe=recipe.name,
+            precision=precision(stage.name, recipe),
+            files=files,
+            inputs=onnx_graph.ports(planned.model, stage.inputs, graph.inputs),
+            outputs=onnx_graph.ports(planned.model, stage.outputs, graph.outputs),
+            requirements=_requirements(planned.model),
+            memory=_memory(planned, stage, recipe),
+        )
+
+
+def place(stage: TracedStage, recipe: Recipe, weights: WeightStore) -> Planned:
+    """A stage's graph for a recipe, every weight in its form and its place."""
+    model = onnx_graph.graph(stage, recipe)
+    layout = onnx_weights.place(model, recipe, weights, frozenset(stage.weights))
+    file = f"{STEMS[stage.name]}{suffix(stage.name, recipe)}.onnx"
+    data = onnx_weights.data_names(file, len(layout.sizes()))
+    onnx_weights.attach(model, layout, data)
+    return Planned(model, layout, file, tuple(data))
+
+
+def precision(stage: str, recipe: Recipe) -> str:
+    """The transformers.js name of a stage's precision: fp32, fp16, int8, q4 or q4f16."""
+    form = {"audio_encoder": recipe.encoder, "embed_tokens": recipe.embedding, "decoder": recipe.decoder}[stage]
+    if form.bits == 4:
+        return "q4" if recipe.compute == "float32" else "q4f16"
+    if form.bits == 8:
+        return "int8"
+    return "fp32" if recipe.compute == "float32" else "fp16"
+
+
+def suffix(stage: str, recipe: Recipe) -> str:
+    """What that precision adds to a file's name."""
+    name = precision(stage, recipe)
+    return "" if name == "fp32" else f"_{name}"
+
+
+def _holds(form: WeightFormat) -> bool:
+    return form.is_float or form.group in _GROUPS
+
+
+def _save(planned: Planned, folder: Path) -> None:
+    import onnx_ir as ir
+
+    proto = ir.to_proto(planned.model)
+    (folder / planned.file).write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _requirements(model: Any) -> dict[str, str]:
+    domains = {node.domain or "ai.onnx": node.version for node in model.graph}
+    operators = sorted({f"{node.domain}::{node.op_type}" for node in model.graph if node.domain})
+    opsets = ", ".join(f"{domain} {model.opset_imports['' if domain == 'ai.onnx' else domain]}" for domain in sorted(domains))
+    return {"engine": "onnxruntime", "version": ">=1.24", "opsets": opsets, "operators": ", ".join(operators)}
+
+
+def _memory(planned: Planned, stage: TracedStage, recipe: Recipe) -> Memory:
+    """Weights as stored; the cache of one token; and the largest activations of a window or of a 1024-token prefill."""
+    width = 2 if recipe.compute == "float16" else 4
+    caches = [port.shape for port in stage.inputs if port.name.startswith("past_key_values.")]
+    per_token = width * sum(int(shape[1]) * int(shape[3]) for shape in caches)
+    widest = max((slot.shape[0] for slot in planned.layout.slots if slot.name.endswith((".codes", ".T"))), default=0)
+    positions = {"audio_encoder": 1500, "decoder": 1024}.get(stage.name, 0)
+    return Memory(weights=sum(planned.layout.sizes()), kv_per_token=per_token, working=4 * width * positions * widest)

@@ -1,0 +1,251 @@
+"""ONNX graphs of traced stages: ossicle's opaque operators in the form asked for, then optimized, weights still unknown.
+
+Weights are initializers without values here, so that nothing can fold them into memory; targets/onnx_weights.py stores them.
+"""
+
+from typing import Any
+
+from .contract import Port, Recipe, TracedStage
+
+OPSET = 23
+
+
+def graph(stage: TracedStage, recipe: Recipe) -> Any:
+    """The onnx_ir.Model of a traced stage: operators chosen, optimized, inputs and outputs named, weights without values."""
+    import onnx_ir as ir
+
+    model = _translate(stage, recipe)
+    for name, value in model.graph.initializers.items():
+        if name in stage.constants:
+            value.const_value = ir.tensor(stage.constants[name], name=name)
+        elif name in stage.weights:
+            value.const_value = None
+    _optimize(model)
+    _declare_ports(model, stage)
+    if recipe.compute == "float16":
+        _halve(model)
+    _forget_origins(model)
+    return model
+
+
+def ports(model: Any, declared: tuple[Port, ...], values: Any) -> tuple[Port, ...]:
+    """The declared ports that the graph kept, with the element types it has now."""
+    kept = {value.name: value for value in values}
+    return tuple(
+        Port(port.name, _type_name(kept[port.name].dtype), port.shape) for port in declared if port.name in kept
+    )
+
+
+def _translate(stage: TracedStage, recipe: Recipe) -> Any:
+    import torch
+
+    operators = torch.ops.ossicle
+    fused = recipe.attention == "fused"
+    program = stage.program.run_decompositions(
+        {
+            operators.cached_attention.default: _group_query_attention if fused else _attention_with_past,
+            operators.attention.default: _multi_head_attention if fused else _attention,
+            operators.last.default: _last,
+        }
+    )
+    translated = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        optimize=False,
+        verbose=False,
+        input_names=[port.name for port in stage.inputs],
+        output_names=[port.name for port in stage.outputs],
+    )
+    return translated.model
+
+
+def _optimize(model: Any) -> None:
+    import logging
+
+    import onnx_ir.passes.common as passes
+    from onnxscript.optimizer import optimize_ir
+    from onnxscript.rewriter import onnx_fusions
+
+    # it warns of every initializer without a value, which is how they are meant to be here
+    logging.getLogger("onnx_ir.passes.common.initializer_deduplication").setLevel(logging.ERROR)
+    optimize_ir(model)
+    onnx_fusions.fuse(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    for value in [value for value in model.graph.inputs if not value.uses()]:
+        model.graph.inputs.remove(value)
+
+
+def _declare_ports(model: Any, stage: TracedStage) -> None:
+    import onnx_ir as ir
+
+    shapes = {port.name: port.shape for port in (*stage.inputs, *stage.outputs)}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = ir.Shape(shapes[value.name])
+
+
+def _halve(model: Any) -> None:
+    """Compute in float16: every float value becomes one, except inputs and outputs that are no cache, which are cast."""
+    import onnx_ir as ir
+
+    half, single = ir.TensorType(ir.DataType.FLOAT16), ir.TensorType(ir.DataType.FLOAT)
+    for value in model.graph.initializers.values():
+        if value.dtype == ir.DataType.FLOAT:
+            value.type = half
+            if value.const_value is not None:
+                value.const_value = ir.tensor(value.const_value.numpy().astype("float16"), name=value.name)
+    for node in model.graph:
+        for output in node.outputs:
+            if output.dtype == ir.DataType.FLOAT:
+                output.type = half
+    for value in list(model.graph.inputs):
+        if value.dtype == ir.DataType.FLOAT:
+            value.type = half if _is_cache(value) else single
+            if not _is_cache(value):
+                _cast_input(model, value, half)
+    for index, value in enumerate(list(model.graph.outputs)):
+        if value.dtype == ir.DataType.FLOAT16 and not _is_cache(value):
+            _cast_output(model, index, value, single)
+
+
+def _is_cache(value: Any) -> bool:
+    return str(value.name).startswith(("past_key_values.", "present."))
+
+
+def _cast_input(model: Any, value: Any, half: Any) -> None:
+    import onnx_ir as ir
+
+    users = list(value.uses())
+    cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT16)}, name=f"{value.name}_cast")
+    cast.outputs[0].name, cast.outputs[0].type = f"{value.name}_half", half
+    for user, index in users:
+        user.replace_input_with(index, cast.outputs[0])
+    model.graph.insert_before(model.graph[0], cast)
+
+
+def _cast_output(model: Any, index: int, value: Any, single: Any) -> None:
+    import onnx_ir as ir
+
+    cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"{value.name}_cast")
+    cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = value.name, single, value.shape
+    value.name = f"{value.name}_half"
+    model.graph.append(cast)
+    model.graph.outputs[index] = cast.outputs[0]
+
+
+def _forget_origins(model: Any) -> None:
+    """Drop what tracing noted (source lines, symbol names), so that the same inputs give the same bytes."""
+    model.producer_name, model.producer_version, model.doc_string = "ossicle", None, None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.name, model.graph.doc_string = "main_graph", None
+    ends = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    for index, node in enumerate(model.graph):
+        node.metadata_props.clear()
+        node.name, node.doc_string = f"{node.op_type}_{index}", None
+        for output in node.outputs:
+            output.metadata_props.clear()
+            if id(output) not in ends:
+                output.shape = None
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def _type_name(dtype: Any) -> str:
+    return {"FLOAT": "float32", "FLOAT16": "float16", "INT64": "int64"}[dtype.name]
+
+
+def _group_query_attention(
+    query: Any, key: Any, value: Any, past_key: Any, past_value: Any, mask: Any, _positions: Any, cos: Any, sin: Any,
+    heads: int, kv_heads: int, scale: float,
+) -> Any:
+    """com.microsoft GroupQueryAttention: rotary inside; each row's tokens stand at the left, as many as its mask has ones.
+
+    https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
+    """
+    import torch
+
+    last = (mask.sum(1) - 1).to(torch.int32)
+    total = torch.scalar_tensor(mask.shape[1], dtype=torch.int32)
+    return torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        (query, key, value, past_key, past_value, last, total, cos, sin),
+        attrs={"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale, "do_rotary": 1, "rotary_interleaved": 0},
+        dtypes=(query.dtype,) * 3,
+        shapes=(query.shape, *_present_shapes(query, past_key)),
+        version=1,
+    )
+
+
+def _attention_with_past(
+    query: Any, key: Any, value: Any, past_key: Any, past_value: Any, mask: Any, positions: Any, cos: Any, sin: Any,
+    heads: int, kv_heads: int, scale: float,
+) -> Any:
+    """ONNX's own RotaryEmbedding and Attention: positions and padding as the mask says."""
+    import torch
+
+    def rotate(values: Any, count: int) -> Any:
+        return torch.onnx.ops.symbolic(
+            "RotaryEmbedding",
+            (values, cos, sin, positions),
+            attrs={"num_heads": count, "interleaved": 0},
+            dtype=values.dtype,
+            shape=values.shape,
+        )
+
+    new, total = query.shape[1], mask.shape[1]
+    rows = torch.arange(new)[:, None] + (total - new)
+    columns = torch.arange(total)[None, :]
+    # a padded row sees itself, since a row that sees nothing would be NaN and spread
+    visible = ((columns <= rows)[None] & (mask[:, None, :] > 0)) | (columns == rows)[None]
+    return torch.onnx.ops.symbolic_multi_out(
+        "Attention",
+        (rotate(query, heads), rotate(key, kv_heads), value, visible[:, None], past_key, past_value),
+        attrs={"q_num_heads": heads, "kv_num_heads": kv_heads, "scale": scale},
+        dtypes=(query.dtype,) * 3,
+        shapes=(query.shape, *_present_shapes(query, past_key)),
+    )
+
+
+def _present_shapes(query: Any, past: Any) -> tuple[Any, Any]:
+    batch, heads, length, width = past.shape
+    return ((batch, heads, length + query.shape[1], width),) * 2
+
+
+def _multi_head_attention(query: Any, key: Any, value: Any, heads: int, scale: float) -> Any:
+    import torch
+
+    return torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (query, key, value),
+        attrs={"num_heads": heads, "scale": scale},
+        dtype=query.dtype,
+        shape=query.shape,
+        version=1,
+    )
+
+
+def _attention(query: Any, key: Any, value: Any, heads: int, scale: float) -> Any:
+    import torch
+
+    return torch.onnx.ops.symbolic(
+        "Attention",
+        (query, key, value),
+        attrs={"q_num_heads": heads, "kv_num_heads": heads, "scale": scale},
+        dtype=query.dtype,
+        shape=query.shape,
+    )
+
+
+def _last(hidden: Any, count: Any) -> Any:
+    """The last `count` positions; all of them where it is 0, since -0 is the start."""
+    import torch
+
+    end = torch.full((1,), 2**62, dtype=torch.int64)
+    axis = torch.full((1,), 1, dtype=torch.int64)
+    return torch.onnx.ops.symbolic(
+        "Slice", (hidden, -count.reshape(1), end, axis), dtype=hidden.dtype, shape=hidden.shape
+    )
+
+

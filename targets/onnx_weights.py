@@ -1,0 +1,307 @@
+"""Weights of an ONNX graph: each operator in the form its format needs, and its numbers streamed into external data.
+
+Where every byte goes is known before the first is written, so the file is filled in row blocks in any order, by as many
+threads as help, and the largest row block is all that is ever in memory.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels import groupwise
+from .contract import Progress, QuantizedRows, QuantizedTensor, Recipe, TensorSource, WeightFormat, WeightStore
+
+BLOCK = 1 << 22  # elements of a row block
+_PAGE = 4096  # external data of this size and up is page-aligned, so that engines can map it
+_CHUNK = 2_000_000_000  # bytes of one data file; JavaScript engines cannot hold 2 GiB in one buffer
+_WORKERS = 2
+
+Write = Callable[[int, NDArray[Any]], None]  # offset in the tensor in bytes, contiguous values
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one initializer's bytes go: which data file, at which offset."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    file: int
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+@dataclass
+class Layout:
+    """The external data files of one graph, laid out as initializers are added, and the jobs that fill them."""
+
+    slots: list[Slot] = field(default_factory=list)
+    jobs: list[tuple[int, Callable[["DataFiles"], None]]] = field(default_factory=list)  # (bytes read, job)
+
+    def add(self, name: str, dtype: Any, shape: tuple[int, ...]) -> Slot:
+        """A slot behind the last one, in a new file where the last one is full."""
+        kind = np.dtype(dtype)
+        size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        file, end = (self.slots[-1].file, self.slots[-1].offset + self.slots[-1].size) if self.slots else (0, 0)
+        step = _PAGE if size >= _PAGE else 64
+        offset = -(-end // step) * step
+        if offset and offset + size > _CHUNK:
+            file, offset = file + 1, 0
+        slot = Slot(name, kind, shape, file, offset)
+        self.slots.append(slot)
+        return slot
+
+    def sizes(self) -> list[int]:
+        """Bytes of each data file."""
+        ends: dict[int, int] = {}
+        for slot in self.slots:
+            ends[slot.file] = slot.offset + slot.size
+        return [ends[index] for index in sorted(ends)]
+
+
+class DataFiles:
+    """The data files of a layout, open for writing at any place."""
+
+    def __init__(self, paths: list[Path], sizes: list[int]) -> None:
+        self._handles = [os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644) for path in paths]
+        for handle, size in zip(self._handles, sizes, strict=True):
+            os.ftruncate(handle, size)
+
+    def write(self, slot: Slot, position: int, values: NDArray[Any]) -> None:
+        """Put contiguous `values` at byte `position` of a slot."""
+        view = memoryview(np.ascontiguousarray(values, dtype=slot.dtype)).cast("B")
+        while view:
+            written = os.pwrite(self._handles[slot.file], view, slot.offset + position)
+            view, position = view[written:], position + written
+
+    def close(self) -> None:
+        for handle in self._handles:
+            os.close(handle)
+
+
+def data_names(model_name: str, count: int) -> list[str]:
+    """Names of a model's data files as transformers.js looks for them: model.onnx_data, model.onnx_data_1, ..."""
+    return [f"{model_name}_data" + (f"_{index}" if index else "") for index in range(count)]
+
+
+def place(model: Any, recipe: Recipe, weights: WeightStore, known: frozenset[str]) -> Layout:
+    """Give every weight of a graph its form and its slot; `known` are the initializers that are weights."""
+    layout = Layout()
+    for node in list(model.graph):
+        name = _linear_weight(node)
+        if name in known:
+            _place_linear(model, node, name, recipe, weights, layout)
+        elif node.op_type == "Gather" and node.inputs[0].name in known:
+            _place_embedding(model, node, recipe, weights, layout)
+    for name, value in list(model.graph.initializers.items()):
+        if name in known:
+            _float_slot(layout, value, weights.source(name), transpose=False)
+        elif value.const_value is not None and value.const_value.nbytes > 1024 and name not in _placed(layout):
+            _constant_slot(layout, value)
+    return layout
+
+
+def attach(model: Any, layout: Layout, files: list[str]) -> None:
+    """Point a graph's initializers at their slots."""
+    import onnx_ir as ir
+
+    for slot in layout.slots:
+        value = model.graph.initializers[slot.name]
+        kind = ir.DataType.from_numpy(slot.dtype)
+        value.const_value = ir.ExternalTensor(
+            files[slot.file], slot.offset, slot.size, kind, shape=ir.Shape(slot.shape), name=slot.name
+        )
+
+
+def fill(layout: Layout, paths: list[Path], progress: Progress, step: str) -> None:
+    """Write the numbers of every slot into the data files at `paths`."""
+    progress.start(step, sum(size for size, _ in layout.jobs), "bytes")
+    files = DataFiles(paths, layout.sizes())
+    pool = ThreadPoolExecutor(_WORKERS)
+    try:
+        pending = [(size, pool.submit(job, files)) for size, job in layout.jobs]
+        for size, future in pending:
+            future.result()
+            progress.advance(size)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        files.close()
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that together make a tensor, each of at most `BLOCK` elements where a single row allows."""
+    rows = max(1, BLOCK // max(1, int(np.prod(shape[1:], dtype=np.int64))))
+    for start in range(0, shape[0], rows):
+        yield start, min(start + rows, shape[0])
+
+
+def _linear_weight(node: Any) -> str | None:
+    """The weight W of MatMul(x, Transpose(W))."""
+    if node.op_type != "MatMul":
+        return None
+    transpose = node.inputs[1].producer()
+    if transpose is None or transpose.op_type != "Transpose" or not transpose.inputs[0].is_initializer():
+        return None
+    name: str = transpose.inputs[0].name
+    return name
+
+
+def _place_linear(model: Any, node: Any, name: str, recipe: Recipe, weights: WeightStore, layout: Layout) -> None:
+    transpose = node.inputs[1].producer()
+    weight = transpose.inputs[0]
+    if weights.format(name).is_float:
+        stored = _initializer(model, f"{name}.T", _float_type(weight), weights.source(name).shape[::-1])
+        _float_slot(layout, stored, weights.source(name), transpose=True)
+        node.replace_input_with(1, stored)
+    else:
+        _place_matmul_n_bits(model, node, weights.quantized(name), recipe, layout)
+    if not transpose.outputs[0].uses():
+        model.graph.remove(transpose, safe=True)
+    if not weight.uses():
+        model.graph.initializers.pop(name)
+
+
+def _place_matmul_n_bits(model: Any, node: Any, tensor: QuantizedTensor, recipe: Recipe, layout: Layout) -> None:
+    """https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits"""
+    import onnx_ir as ir
+
+    (rows, columns), form = tensor.shape, tensor.format
+    groups = -(-columns // form.group)
+    slots = _quantized_slots(model, tensor, layout, (rows, groups, form.group * form.bits // 8), recipe)
+    product = ir.node(
+        "MatMulNBits",
+        [node.inputs[0], *slots],
+        {
+            "K": columns,
+            "N": rows,
+            "bits": form.bits,
+            "block_size": form.group,
+            "accuracy_level": 4 if recipe.integer_activations else 0,
+        },
+        domain="com.microsoft",
+        name=f"{node.name}_quantized",
+    )
+    _replace(model, node, product)
+
+
+def _place_embedding(model: Any, node: Any, recipe: Recipe, weights: WeightStore, layout: Layout) -> None:
+    """https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GatherBlockQuantized"""
+    import onnx_ir as ir
+
+    name = node.inputs[0].name
+    if weights.format(name).is_float:
+        return
+    tensor = weights.quantized(name)
+    (rows, columns), form = tensor.shape, tensor.format
+    slots = _quantized_slots(model, tensor, layout, (rows, columns * form.bits // 8), recipe)
+    gather = ir.node(
+        "GatherBlockQuantized",
+        [slots[0], node.inputs[1], *slots[1:]],
+        {"gather_axis": 0, "quantize_axis": 1, "block_size": form.group, "bits": form.bits},
+        domain="com.microsoft",
+        name=f"{node.name}_quantized",
+    )
+    _replace(model, node, gather)
+    model.graph.initializers.pop(name)
+
+
+def _replace(model: Any, node: Any, successor: Any) -> None:
+    old, new = node.outputs[0], successor.outputs[0]
+    new.type, new.shape = old.type, old.shape
+    model.graph.insert_before(node, successor)
+    name = old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)
+    new.name = name
+    model.opset_imports["com.microsoft"] = 1
+
+
+def _quantized_slots(
+    model: Any, tensor: QuantizedTensor, layout: Layout, packed: tuple[int, ...], recipe: Recipe
+) -> list[Any]:
+    """Initializers for packed codes, scales and (asymmetric) zero points of a tensor, in the operators' order."""
+    form, rows = tensor.format, tensor.shape[0]
+    groups = -(-tensor.shape[1] // form.group)
+    scale_shape = (rows * groups,) if len(packed) == 3 else (rows, groups)
+    zero_width = -(-groups * form.bits // 8)
+    zero_shape = (rows * zero_width,) if len(packed) == 3 else (rows, zero_width)
+    kind = np.dtype(recipe.compute)
+    codes = layout.add(f"{tensor.name}.codes", np.uint8, packed)
+    scales = layout.add(f"{tensor.name}.scales", kind, scale_shape)
+    zeros = None if form.symmetric else layout.add(f"{tensor.name}.zero_points", np.uint8, zero_shape)
+    _add_job(layout, tensor, codes, scales, zeros)
+    return [_initializer(model, slot.name, slot.dtype, slot.shape) for slot in (codes, scales, zeros) if slot]
+
+
+def _add_job(layout: Layout, tensor: QuantizedTensor, codes: Slot, scales: Slot, zeros: Slot | None) -> None:
+    rows = tensor.shape[0]
+
+    def job(files: DataFiles) -> None:
+        for block in tensor.blocks():
+            files.write(codes, block.start * (codes.size // rows), _packed_codes(block, tensor))
+            files.write(scales, block.start * (scales.size // rows), block.scales)
+            if zeros is not None:
+                files.write(zeros, block.start * (zeros.size // rows), _packed_zero_points(block, tensor.format))
+
+    layout.jobs.append((4 * rows * tensor.shape[1], job))
+
+
+def _packed_codes(block: QuantizedRows, tensor: QuantizedTensor) -> NDArray[np.uint8]:
+    form = tensor.format
+    width = -(-tensor.shape[1] // form.group) * form.group
+    codes = groupwise.pad_columns(block.codes, width, 1 << (form.bits - 1))
+    return groupwise.pack_pairs(codes) if form.bits == 4 else codes
+
+
+def _packed_zero_points(block: QuantizedRows, form: WeightFormat) -> NDArray[np.uint8]:
+    assert block.zero_points is not None
+    return groupwise.pack_pairs(block.zero_points) if form.bits == 4 else block.zero_points
+
+
+def _float_slot(layout: Layout, value: Any, source: TensorSource, *, transpose: bool) -> None:
+    """A slot for a weight stored as floats, row by row or, where `transpose`, column by column."""
+    shape = source.shape[::-1] if transpose else source.shape
+    slot = layout.add(value.name, _float_type(value), shape)
+
+    def job(files: DataFiles) -> None:
+        item = slot.dtype.itemsize
+        for start, stop in row_blocks(source.shape):
+            values = source.rows(start, stop).astype(slot.dtype, copy=False)
+            if not transpose:
+                files.write(slot, start * (slot.size // source.shape[0]), values)
+                continue
+            for column, line in enumerate(np.ascontiguousarray(values.T)):
+                files.write(slot, (column * source.shape[0] + start) * item, line)
+
+    layout.jobs.append((4 * int(np.prod(shape, dtype=np.int64)), job))
+
+
+def _constant_slot(layout: Layout, value: Any) -> None:
+    array = np.ascontiguousarray(value.const_value.numpy())
+    slot = layout.add(value.name, array.dtype, array.shape)
+    layout.jobs.append((array.nbytes, lambda files: files.write(slot, 0, array)))
+
+
+def _placed(layout: Layout) -> set[str]:
+    return {slot.name for slot in layout.slots}
+
+
+def _initializer(model: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+    import onnx_ir as ir
+
+    value = ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(dtype)), shape=ir.Shape(shape))
+    model.graph.initializers[name] = value
+    return value
+
+
+def _float_type(value: Any) -> np.dtype[Any]:
+    return np.dtype("float16" if value.dtype.name == "FLOAT16" else "float32")

@@ -1,0 +1,72 @@
+"""The named precisions: what `--quant` takes."""
+
+from collections.abc import Mapping
+
+from .contract import Recipe, RecipeError, Thresholds, WeightFormat
+
+FLOAT32 = WeightFormat(32)
+FLOAT16 = WeightFormat(16)
+INT8 = WeightFormat(8, 32)
+INT4 = WeightFormat(4, 32)
+INT4_ASYMMETRIC = WeightFormat(4, 32, symmetric=False)
+INT4_WIDE = WeightFormat(4, 128)
+
+
+def _int4(name: str, form: WeightFormat) -> Recipe:
+    """Four bits where most of the numbers are read at every token; eight for the encoder and for the embedding, which is only looked up."""
+    return Recipe(
+        name,
+        encoder=INT8,
+        embedding=INT8,
+        decoder=form,
+        lm_head=form,
+        integer_activations=True,
+        thresholds=Thresholds(kl=0.1, top1=0.95, wer=0.01),
+    )
+
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "fp32",
+            encoder=FLOAT32,
+            embedding=FLOAT32,
+            decoder=FLOAT32,
+            lm_head=FLOAT32,
+            thresholds=Thresholds(embeddings=1e-4, logits=1e-4, same_text=True),
+        ),
+        Recipe(
+            "fp16",
+            encoder=FLOAT16,
+            embedding=FLOAT16,
+            decoder=FLOAT16,
+            lm_head=FLOAT16,
+            compute="float16",
+            thresholds=Thresholds(embeddings=1e-2, kl=1e-3, top1=0.99, wer=0.005),
+        ),
+        Recipe(
+            "int8",
+            encoder=INT8,
+            embedding=INT8,
+            decoder=INT8,
+            lm_head=INT8,
+            integer_activations=True,
+            thresholds=Thresholds(kl=0.02, top1=0.98, wer=0.01),
+        ),
+        _int4("int4", INT4),
+        _int4("int4-asymmetric", INT4_ASYMMETRIC),
+        _int4("int4-g128", INT4_WIDE),
+    )
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name not in RECIPES:
+        raise RecipeError(f"precision '{name}' is unknown (there are: {', '.join(RECIPES)}). See: ossicle targets")
+    return RECIPES[name]
