@@ -133,6 +133,24 @@ def requests(reading: Reading) -> list[Request]:
     return asked
 
 
+def ask(bundle: Path, questions: Sequence[Request]) -> Report:
+    """A bundle's answers, from a process of its own.
+
+    Raises:
+        EngineError: no engine could be had, or it refused the bundle; with the reason the process gave.
+    """
+    with tempfile.TemporaryDirectory(prefix="ossicle-verify-") as folder:
+        asked, answers = Path(folder) / "requests.json", Path(folder) / "answers.npz"
+        write_requests(asked, questions)
+        done = subprocess.run(command(bundle, asked, answers), capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
+            raise EngineError(
+                f"bundle '{bundle}' could not be run: {reason}. See what this machine has: ossicle doctor"
+            )
+        return read_report(answers)
+
+
 def _compare(
     bundle: Path, target: str, kept: Sequence[tuple[Clip, Path]], progress: Progress | None
 ) -> tuple[str, list[Comparison]]:
@@ -141,7 +159,7 @@ def _compare(
     comparisons: list[Comparison] = []
     engine = ""
     for chunk in _chunks(kept):
-        report = _probe(bundle, [request for reading in chunk for request in requests(reading)])
+        report = ask(bundle, [request for reading in chunk for request in requests(reading)])
         engine = report.engine
         answers = iter(report.answers)
         comparisons += [compare(reading, [next(answers) for _ in requests(reading)]) for reading in chunk]
@@ -165,19 +183,6 @@ def _chunks(kept: Sequence[tuple[Clip, Path]]) -> Iterator[list[Reading]]:
 def _size(reading: Reading) -> int:
     logits = sum(reply.logits.nbytes for reply in reading.replies if reply.logits is not None)
     return reading.logmel.nbytes + reading.audio.nbytes + logits
-
-
-def _probe(bundle: Path, asked: Sequence[Request]) -> Report:
-    with tempfile.TemporaryDirectory(prefix="ossicle-verify-") as folder:
-        questions, answers = Path(folder) / "requests.json", Path(folder) / "answers.npz"
-        write_requests(questions, asked)
-        done = subprocess.run(command(bundle, questions, answers), capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
-            raise EngineError(
-                f"bundle '{bundle}' could not be run: {reason}. See what this machine has: ossicle doctor"
-            )
-        return read_report(answers)
 
 
 def _targets(manifest: Manifest) -> list[str]:

@@ -1,0 +1,325 @@
+"""The command `ossicle`: one function a command, and nothing heavy imported before a command needs it."""
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from .. import __version__
+from ..targets.contract import AudioError, BuildError, OssicleError
+
+P = ParamSpec("P")
+app = typer.Typer(
+    name="ossicle",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Compile a trained audio-language model once, prove every artifact, run it on the best engine present.",
+)
+_BUILD = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript", "mistral_common")
+_options = {"debug": False}
+
+Bundle = Annotated[Path, typer.Argument(help="A folder that `ossicle build` made.", metavar="BUNDLE")]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="PATH[:WEIGHT]", help="A LoRA adapter in PEFT format to merge; may be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+Speech = Annotated[
+    Path | None,
+    typer.Option(
+        "--speech",
+        metavar="LIST",
+        help='Recordings to verify on, a line each: {"file": "a.wav", "text": "..."}. By default those shipped.',
+    ),
+]
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """The command with its errors said in one line: exit code 1, or 130 where the user interrupted it."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except OssicleError as reason:
+            if _options["debug"]:
+                raise
+            complain(str(reason))
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            complain("interrupted; nothing half-written is left behind")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def complain(message: str) -> None:
+    """One line on standard error."""
+    typer.echo(f"ossicle: {' '.join(message.split())}", err=True)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ossicle {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[  # noqa: ARG001 - its callback answers
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    """Options before any command."""
+    _options["debug"] = debug
+
+
+@app.command(epilog="Example: ossicle build ./voxtral --out voxtral-int4 --quant int4 --adapter ./lora:0.8")
+@guarded
+def build(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a model's name on the hub.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the bundle goes.")],
+    adapter: Adapters = None,
+    target: Annotated[str, typer.Option("--target", help="What to build for, separated by commas.")] = "onnx",
+    quant: Annotated[str, typer.Option("--quant", help="The recipe: fp32, fp16, int8, int4, ...")] = "int4",
+    speech: Speech = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare with the original.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compile a checkpoint, with any adapters merged, into a bundle; then verify it."""
+    needs_build_extra("building")
+    from . import cli_show, pipeline
+    from .cli_progress import Bars
+
+    with Bars() as bars:
+        report = pipeline.build(
+            checkpoint,
+            out,
+            targets=tuple(name.strip() for name in target.split(",") if name.strip()),
+            recipe=quant,
+            adapters=[parse_adapter(text) for text in adapter or ()],
+            speech=speech,
+            verify=not no_verify,
+            force=force,
+            progress=bars,
+        )
+    if as_json:
+        print_json(cli_show.build_document(report))
+    else:
+        cli_show.build(report)
+    if report.verification is not None:
+        _conclude(report.verification)
+
+
+@app.command(epilog="Example: ossicle verify voxtral-int4 --checkpoint ./voxtral --speech data.jsonl --report ./report")
+@guarded
+def verify(
+    bundle: Bundle,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="CHECKPOINT", help="What it was built from.")],
+    adapter: Adapters = None,
+    speech: Speech = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="DIR", help="Where the reports go. By default into the bundle.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="DIR", help="Keep the original's answers for the next time.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a bundle with its original: log-mel, embeddings, logits, texts, word error rate."""
+    needs_build_extra("verifying")
+    from . import cli_show
+    from .checkpoint import open_checkpoint
+    from .cli_progress import Bars
+    from .report import document, write
+    from .verify import mark
+    from .verify import verify as compare
+
+    with Bars() as bars:
+        original = open_checkpoint(checkpoint, adapters=[parse_adapter(text) for text in adapter or ()])
+        verification = compare(bundle, original, speech=speech, cache=cache, progress=bars)
+    mark(bundle, verification)
+    write(report or bundle, verification)
+    if as_json:
+        print_json(document(verification))
+    else:
+        cli_show.verification(verification)
+    _conclude(verification)
+
+
+@app.command(epilog="Example: ossicle run voxtral-int4 meeting.wav call.flac --language en --json")
+@guarded
+def run(
+    bundle: Bundle,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings: WAV, FLAC, OGG, MP3.")],
+    language: Annotated[str | None, typer.Option("--language", metavar="XX", help="Spoken, for example en.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Transcribe recordings, in order. A file that fails does not stop the others; the exit code is then 1."""
+    import ossicle
+
+    session = ossicle.load(bundle)
+    entries = []
+    for file in files:
+        entries.append(_transcribe(session, file, language))
+        if not as_json:
+            _print_transcript(entries[-1], alone=len(files) == 1)
+    if as_json:
+        print_json(entries)
+    if any("error" in entry for entry in entries):
+        raise typer.Exit(1)
+
+
+@app.command(epilog='Example: ossicle chat voxtral-int4 --audio call.wav "What was agreed?"')
+@guarded
+def chat(
+    bundle: Bundle,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask.")],
+    audio: Annotated[
+        list[Path] | None, typer.Option("--audio", metavar="FILE", help="A recording to ask about; may be repeated.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: always the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draw, where the temperature is not 0.")] = 0,
+) -> None:
+    """Ask about recordings, or anything else; the answer comes as it is made."""
+    import ossicle
+
+    content = [{"type": "audio", "audio": str(file)} for file in audio or ()]
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+    session = ossicle.load(bundle)
+    for piece in session.chat(messages, stream=True, max_tokens=max_tokens, temperature=temperature, seed=seed):
+        sys.stdout.write(str(piece))
+        sys.stdout.flush()
+    typer.echo()
+
+
+@app.command(epilog="Example: ossicle inspect voxtral-int4")
+@guarded
+def inspect(
+    location: Annotated[str, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="What to look into.")],
+    as_json: Json = False,
+) -> None:
+    """What a bundle or a checkpoint holds: stages, files, sizes, precision, memory, verification."""
+    from ..targets import manifest as manifests
+    from . import cli_show
+
+    if (Path(location) / manifests.NAME).is_file():
+        found = manifests.read(Path(location))
+        print_json(cli_show.bundle_document(found)) if as_json else cli_show.bundle(found)
+        return
+    from .checkpoint import open_checkpoint
+
+    held = cli_show.checkpoint_document(open_checkpoint(location))
+    print_json(held) if as_json else cli_show.checkpoint(held)
+
+
+@app.command()
+@guarded
+def doctor(as_json: Json = False) -> None:
+    """What this machine has, which engines work here, and why the others do not."""
+    import ossicle
+
+    from . import cli_show
+
+    facts = ossicle.doctor()
+    print_json(cli_show.plain(facts)) if as_json else cli_show.facts(facts)
+
+
+@app.command()
+@guarded
+def targets(as_json: Json = False) -> None:
+    """What can be built for, the formats that each target holds, and whether it is installed."""
+    from . import cli_show
+
+    print_json(cli_show.target_rows()) if as_json else cli_show.targets()
+
+
+@app.command()
+@guarded
+def demo(
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Keep the bundles here. By default they go away.")
+    ] = None,
+) -> None:
+    """Build, verify and run the small Voxtral that ossicle ships, with and without its adapter."""
+    needs_build_extra("the demo")
+    from . import demonstration
+    from .cli_progress import Bars
+
+    with Bars() as bars:
+        demonstration.show(out, bars)
+
+
+def parse_adapter(text: str) -> Any:
+    """The adapter of a `PATH[:WEIGHT]`; without a weight it counts once."""
+    from .lora import AdapterSpec
+
+    path, colon, weight = text.rpartition(":")
+    try:
+        return AdapterSpec(path, float(weight)) if colon and path else AdapterSpec(text, 1.0)
+    except ValueError:
+        return AdapterSpec(text, 1.0)
+
+
+def needs_build_extra(what: str) -> None:
+    """Refuse where the packages of the build extra are not installed.
+
+    Raises:
+        BuildError: naming those that are missing, with the pip command.
+    """
+    from importlib.util import find_spec
+
+    missing = [name for name in _BUILD if find_spec(name) is None]
+    if missing:
+        raise BuildError(f"{what} needs {', '.join(missing)}. Install them with: pip install 'ossicle[build,onnx]'")
+
+
+def print_json(document: Any) -> None:
+    """A document as JSON on standard output."""
+    typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def _transcribe(session: Any, file: Path, language: str | None) -> dict[str, Any]:
+    begun = time.perf_counter()
+    try:
+        result = session.transcribe(file, language=language)
+    except AudioError as reason:
+        return {"file": str(file), "error": " ".join(str(reason).split())}
+    timings = {"seconds": round(time.perf_counter() - begun, 4)}
+    return {"file": str(file), "text": result.text, "engine": session.engine, "timings": timings}
+
+
+def _print_transcript(entry: dict[str, Any], *, alone: bool) -> None:
+    if "error" in entry:
+        complain(entry["error"])
+        return
+    typer.echo(entry["text"] if alone else f"{entry['file']}: {entry['text']}")
+
+
+def _conclude(verification: Any) -> None:
+    from . import report
+
+    faults = report.faults(verification)
+    for fault in faults:
+        complain(f"verification failed: {fault}")
+    if faults:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The command line's entry."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""What the command line shows: documents for machines, tables for people."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from ..targets.contract import Artifact, Recipe, RecipeError, Target
+from ..targets.manifest import Manifest, bundle_files
+from ..targets.recipes import RECIPES
+from .report import figure, finite, label
+
+_SHOWN = ("logits", "kl", "top1", "same_text", "wer_original", "wer")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A target as it is listed: its extra, the packages that building and running take, and how to get hold of it."""
+
+    extra: str
+    packages: tuple[str, ...]
+    load: Callable[[], Target]
+
+
+def _onnx() -> Target:
+    from ..targets.onnx import Onnx
+
+    return Onnx()
+
+
+_TARGETS = {"onnx": _Kind("onnx", ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"), _onnx)}
+
+
+def console() -> Console:
+    """Standard output; a table that is piped away is not cut."""
+    found = Console()
+    return found if found.is_terminal else Console(width=200)
+
+
+def plain(value: Any) -> Any:
+    """A value of dataclasses, mappings, sequences and paths as JSON holds it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(entry) for entry in value]
+    return finite(value) if isinstance(value, int | float | str | None) else str(value)
+
+
+def build_document(report: Any) -> dict[str, Any]:
+    """What was built, where, how large, and how it compares with its original."""
+    return {
+        "bundle": str(report.folder),
+        "name": report.manifest.name,
+        "recipe": report.manifest.recipe["name"],
+        "targets": _targets(report.manifest),
+        "bytes": _size(report.manifest),
+        "seconds": report.seconds,
+        "verification": plain(report.manifest.verification),
+    }
+
+
+def build(report: Any) -> None:
+    """The bundle that was built, and what it costs."""
+    console().print(f"Built {escape(str(report.folder))} in {report.seconds:.1f} s.")
+    bundle(report.manifest)
+
+
+def bundle_document(manifest: Manifest) -> dict[str, Any]:
+    """The manifest, with the size of all files."""
+    document: dict[str, Any] = plain(manifest)
+    return document | {"bytes": _size(manifest)}
+
+
+def bundle(manifest: Manifest) -> None:
+    """A bundle's stages, files, precision and memory, and how its verification went."""
+    out = console()
+    adapters = ", ".join(f"{adapter.name}:{adapter.weight:g}" for adapter in manifest.adapters) or "none"
+    recipe = manifest.recipe["name"]
+    out.print(f"{escape(manifest.name)}: {manifest.family}, recipe {recipe}, {decimal(_size(manifest))}")
+    out.print(f"adapters: {escape(adapters)}")
+    head = ("target", "stage", "precision", "files", "size", "memory")
+    out.print(_table(head, map(_artifact_row, manifest.artifacts)))
+    if manifest.verification:
+        out.print(_table(("target", "verified", "by", *map(label, _SHOWN)), _verified_rows(manifest.verification)))
+    else:
+        out.print("not verified. Verify with: ossicle verify BUNDLE --checkpoint CHECKPOINT")
+
+
+def verification(result: Any) -> None:
+    """Each figure of a verification beside its limit."""
+    out = console()
+    for target in result.targets:
+        out.print(f"{target.target}: {'passed' if target.passed else 'FAILED'} ({target.proof}, {target.engine})")
+        limits = {check.figure: check for check in target.checks}
+        rows = [_figure_row(name, value, limits.get(name)) for name, value in vars(target.figures).items()]
+        out.print(_table(("figure", "value", "limit", ""), rows))
+
+
+def checkpoint_document(checkpoint: Any) -> dict[str, Any]:
+    """What a checkpoint holds: family, tensors, parameters, sizes, files."""
+    sizes = [math.prod(tensor.shape) for tensor in checkpoint.tensors.values()]
+    return {
+        "name": checkpoint.source.name,
+        "family": str(checkpoint.config.get("model_type", "unknown")),
+        "tensors": len(sizes),
+        "parameters": sum(sizes),
+        "precision": sorted({tensor.dtype for tensor in checkpoint.tensors.values()}),
+        "files": [asdict(file) for file in checkpoint.source.files],
+    }
+
+
+def checkpoint(document: Mapping[str, Any]) -> None:
+    """A checkpoint's family, size and files."""
+    out = console()
+    out.print(f"{escape(document['name'])}: {document['family']}, {', '.join(document['precision'])}")
+    out.print(f"{document['parameters']:,} parameters in {document['tensors']} tensors")
+    rows = [(file["path"], decimal(file["size"]), file["sha256"][:16]) for file in document["files"]]
+    out.print(_table(("file", "size", "sha256"), rows))
+
+
+def facts(found: Any) -> None:
+    """What `doctor` found, one line a fact."""
+    rows = list(_flat("", plain(found)))
+    console().print(_table(("fact", "value"), rows))
+
+
+def target_rows() -> list[dict[str, Any]]:
+    """Every target: the recipes it holds, and what is missing to build for it or to run it."""
+    return [
+        {
+            "target": name,
+            "recipes": [recipe.name for recipe in RECIPES.values() if _holds(kind.load(), recipe)],
+            "missing": [package for package in kind.packages if find_spec(package) is None],
+            "install": f"pip install 'ossicle[{kind.extra},build]'",
+        }
+        for name, kind in _TARGETS.items()
+    ]
+
+
+def targets() -> None:
+    """The targets as a table."""
+    rows = [
+        (row["target"], ", ".join(row["recipes"]), row["install"] if row["missing"] else "installed")
+        for row in target_rows()
+    ]
+    console().print(_table(("target", "recipes", "installed"), rows))
+
+
+def _holds(target: Target, recipe: Recipe) -> bool:
+    try:
+        target.check(recipe)
+    except RecipeError:
+        return False
+    return True
+
+
+def _artifact_row(artifact: Artifact) -> tuple[str, ...]:
+    return (
+        artifact.target,
+        artifact.stage,
+        artifact.precision,
+        "\n".join(Path(file.path).name for file in artifact.files),
+        decimal(sum(file.size for file in artifact.files)),
+        decimal(artifact.memory.weights + artifact.memory.working),
+    )
+
+
+def _verified_rows(section: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            target,
+            "passed" if entry["passed"] else f"FAILED: {', '.join(entry['failed'])}",
+            f"{entry['proof']}, {entry['engine']}",
+            *(_stored(name, entry["figures"].get(name)) for name in _SHOWN),
+        )
+        for target, entry in section.items()
+    ]
+
+
+def _stored(name: str, value: object) -> str:
+    return figure(name, float(value)) if isinstance(value, int | float | str) else "-"
+
+
+def _figure_row(name: str, value: float | None, check: Any) -> tuple[str, ...]:
+    limit = figure(name, check.limit) if check else ""
+    verdict = ("ok" if check.passed else "FAILED") if check else ""
+    return label(name), figure(name, value), limit, verdict
+
+
+def _targets(manifest: Manifest) -> list[str]:
+    return list(dict.fromkeys(artifact.target for artifact in manifest.artifacts))
+
+
+def _size(manifest: Manifest) -> int:
+    return sum(file.size for file in bundle_files(manifest))
+
+
+def _flat(prefix: str, value: Any) -> Iterable[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for key, entry in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else str(key), entry)
+    elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+        for number, entry in enumerate(value):
+            yield from _flat(f"{prefix}[{number}]", entry)
+    else:
+        yield prefix, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
