@@ -7,6 +7,7 @@ also give `language` ("en") and `questions` ({"which room?": "kitchen"}); other 
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,7 +16,7 @@ from typing import Any
 
 from ..targets.contract import AudioError
 
-_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _SHAPE = '{"file": "a.wav", "text": "what was said"}'
 
 
@@ -103,8 +104,8 @@ def parse(text: str, folder: Path) -> tuple[list[Clip], list[str]]:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as they are compared: case and punctuation apart."""
-    return _WORD.findall(text.casefold())
+    """The words of a text as they are compared: case, punctuation and the spelling of accents apart."""
+    return _WORD.findall(unicodedata.normalize("NFC", text).casefold().replace("\u2019", "'"))
 
 
 def word_errors(pairs: Iterable[tuple[str, str]]) -> WordErrors:
