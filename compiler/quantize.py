@@ -1,6 +1,6 @@
 """A checkpoint's weights under a recipe: which format each tensor gets, and its integers, made once for every target."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,28 +14,29 @@ from ..targets.contract import (
     TensorSource,
     WeightFormat,
 )
+from .families import Family
 
 _BLOCK = 1 << 22  # elements of a row block
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The `WeightStore` of one checkpoint and recipe. `part` says to which part of a recipe a tensor belongs."""
+    """The `WeightStore` of one checkpoint and recipe; `family` says to which part of the recipe a tensor belongs."""
 
     tensors: Mapping[str, TensorSource]
     recipe: Recipe
-    part: Callable[[str], str | None]
+    family: Family
 
     def source(self, name: str) -> TensorSource:
         return self.tensors[name]
 
     def format(self, name: str) -> WeightFormat:
         """The recipe's format for a matrix of one of its parts; the recipe's float for all else."""
-        part = self.part(name)
         floats = WeightFormat(32 if self.recipe.compute == "float32" else 16)
-        if part is None:
+        part = self.family.part(name)
+        if part is None or not (self.family.linear(name) or part == "embedding"):
             return floats
-        form: WeightFormat = getattr(self.recipe, part)
+        form: WeightFormat = getattr(self.recipe, "encoder" if part == "projector" else part)
         return floats if form.is_float else form
 
     def quantized(self, name: str) -> QuantizedTensor:

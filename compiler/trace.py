@@ -1,7 +1,7 @@
 """A model's stages as graphs over fake weights: the only place that traces.
 
 Cached attention and the choice of logits stay opaque operators of ours (`ossicle::...`), since every runtime has its own best
-form of them: a target replaces them while lowering (see `expand`).
+form of them: a target replaces them while lowering.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from ..targets.contract import Float32, Port, TracedStage
+from ..targets.contract import Float32, Port, Traced, TracedStage
+from . import families
 
 
 def stage(
@@ -29,6 +30,11 @@ def stage(
     names = [*signature.parameters, *signature.buffers]
     weights = {name: name for name in names if name not in constants}
     return TracedStage(name, program, *ports, weights, constants)
+
+
+def trace(model_type: str, config: Mapping[str, Any], context: int) -> Traced:
+    """The traced stages of a model whose transformers configuration is `config`, for up to `context` tokens."""
+    return Traced(model_type, families.family(model_type).stages(config, context))
 
 
 @contextmanager
@@ -81,13 +87,17 @@ def register_operators() -> None:
     )
     torch.library.define("ossicle::last", "(Tensor hidden, Tensor count) -> Tensor")
     torch.library.register_fake("ossicle::cached_attention")(_cached_attention_shapes)
-    torch.library.register_fake("ossicle::attention")(lambda query, key, value, heads, scale: query.new_empty(query.shape))
-    # the true length is a value of `count`, which a shape cannot say; ports name the dimension
-    torch.library.register_fake("ossicle::last")(lambda hidden, count: hidden.new_empty(hidden.shape))
+    torch.library.register_fake("ossicle::attention")(_same_shape)
+    # its true length is a value of `count`, which a shape cannot say; ports name the dimension
+    torch.library.register_fake("ossicle::last")(_same_shape)
+
+
+def _same_shape(values: Any, *_: Any) -> Any:
+    return values.new_empty(values.shape)
 
 
 def _cached_attention_shapes(
-    query: Any, key: Any, value: Any, past_key: Any, past_value: Any, *others: Any
+    query: Any, _key: Any, _value: Any, past_key: Any, past_value: Any, *_: Any
 ) -> tuple[Any, Any, Any]:
     batch, heads, past, width = past_key.shape
     present = (batch, heads, past + query.shape[1], width)

@@ -37,7 +37,9 @@ def quantize_symmetric(weights: Float32, bits: int, group: int) -> tuple[UInt8, 
     codes = np.empty(weights.shape, np.uint8)
     chosen = np.empty(largest.shape, np.uint8)
     low, high = (-127, 127) if bits == 8 else (-8, 7)
-    _compiled(_choose_symmetric)(weights, group, candidates.astype(np.float32), low, high, 1 << (bits - 1), codes, chosen)
+    _compiled(_choose_symmetric)(
+        weights, group, candidates.astype(np.float32), low, high, 1 << (bits - 1), codes, chosen
+    )
     return codes, np.take_along_axis(candidates, chosen[None].astype(np.intp), axis=0)[0]
 
 

@@ -182,7 +182,7 @@ def _decode(document: Mapping[str, Any]) -> Manifest:
         ),
         audio=AudioFormat(**document["audio"]),
         text=TextFormat(**(document["text"] | {"stop_tokens": tuple(document["text"]["stop_tokens"])})),
-        artifacts=tuple(_artifact(entry) for entry in document["artifacts"]),
+        artifacts=tuple(artifact_of(entry) for entry in document["artifacts"]),
         files=_files(document["files"]),
         tools=document["tools"],
         verification=document["verification"],
@@ -190,7 +190,8 @@ def _decode(document: Mapping[str, Any]) -> Manifest:
     )
 
 
-def _artifact(entry: Mapping[str, Any]) -> Artifact:
+def artifact_of(entry: Mapping[str, Any]) -> Artifact:
+    """The artifact that an entry of a manifest describes."""
     return Artifact(
         target=entry["target"],
         stage=entry["stage"],

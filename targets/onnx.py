@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import onnx_graph, onnx_weights
+from . import hub_folder, onnx_graph, onnx_weights
 from .contract import Artifact, Memory, Progress, Recipe, RecipeError, TracedStage, WeightFormat, WeightStore
 from .manifest import file_entry
 
-FOLDER = "onnx"
 STEMS: Mapping[str, str] = {
-    "audio_encoder": "audio_encoder",
-    "embed_tokens": "embed_tokens",
-    "decoder": "decoder_model_merged",
+    "audio_encoder": hub_folder.AUDIO_ENCODER,
+    "embed_tokens": hub_folder.EMBED_TOKENS,
+    "decoder": hub_folder.DECODER,
 }
 _GROUPS = (16, 32, 64, 128, 256)
 
@@ -24,8 +23,8 @@ class Planned:
 
     model: Any
     layout: onnx_weights.Layout
-    file: str  # name of the model file
-    data: tuple[str, ...]  # names of its data files
+    file: str  # path of the model file in the bundle
+    data: tuple[str, ...]  # paths of its data files, beside it
 
 
 class Onnx:
@@ -35,7 +34,12 @@ class Onnx:
 
     def check(self, recipe: Recipe) -> None:
         """Raise `RecipeError` listing every part of the recipe that ONNX cannot hold."""
-        parts = {"encoder": recipe.encoder, "embedding": recipe.embedding, "decoder": recipe.decoder, "lm_head": recipe.lm_head}
+        parts = {
+            "encoder": recipe.encoder,
+            "embedding": recipe.embedding,
+            "decoder": recipe.decoder,
+            "lm_head": recipe.lm_head,
+        }
         faults = [f"{form.name} for {part}" for part, form in parts.items() if not _holds(form)]
         if recipe.embedding.bits == 8 and not recipe.embedding.symmetric:
             faults.append(f"{recipe.embedding.name} for embedding")
@@ -54,11 +58,10 @@ class Onnx:
     ) -> Artifact:
         """Write `onnx/<stage>.onnx` and its data under `folder`, and give back what was written."""
         planned = place(stage, recipe, weights)
-        target = folder / FOLDER
-        target.mkdir(parents=True, exist_ok=True)
-        onnx_weights.fill(planned.layout, [target / name for name in planned.data], progress, f"onnx {stage.name}")
-        _save(planned, target)
-        files = tuple(file_entry(folder, target / name) for name in (planned.file, *planned.data))
+        (folder / planned.file).parent.mkdir(parents=True, exist_ok=True)
+        onnx_weights.fill(planned.layout, [folder / path for path in planned.data], progress, f"onnx {stage.name}")
+        _save(planned, folder)
+        files = tuple(file_entry(folder, folder / path) for path in (planned.file, *planned.data))
         graph = planned.model.graph
         return Artifact(
             target=self.name,
@@ -66,8 +69,8 @@ class Onnx:
             recipe=recipe.name,
             precision=precision(stage.name, recipe),
             files=files,
-            inputs=onnx_graph.ports(planned.model, stage.inputs, graph.inputs),
-            outputs=onnx_graph.ports(planned.model, stage.outputs, graph.outputs),
+            inputs=onnx_graph.ports(stage.inputs, graph.inputs),
+            outputs=onnx_graph.ports(stage.outputs, graph.outputs),
             requirements=_requirements(planned.model),
             memory=_memory(planned, stage, recipe),
         )
@@ -77,10 +80,10 @@ def place(stage: TracedStage, recipe: Recipe, weights: WeightStore) -> Planned:
     """A stage's graph for a recipe, every weight in its form and its place."""
     model = onnx_graph.graph(stage, recipe)
     layout = onnx_weights.place(model, recipe, weights, frozenset(stage.weights))
-    file = f"{STEMS[stage.name]}{suffix(stage.name, recipe)}.onnx"
-    data = onnx_weights.data_names(file, len(layout.sizes()))
-    onnx_weights.attach(model, layout, data)
-    return Planned(model, layout, file, tuple(data))
+    stem, dtype = STEMS[stage.name], precision(stage.name, recipe)
+    data = tuple(hub_folder.data_file(stem, dtype, chunk) for chunk in range(len(layout.sizes())))
+    onnx_weights.attach(model, layout, [Path(path).name for path in data])
+    return Planned(model, layout, hub_folder.model_file(stem, dtype), data)
 
 
 def precision(stage: str, recipe: Recipe) -> str:
@@ -91,12 +94,6 @@ def precision(stage: str, recipe: Recipe) -> str:
     if form.bits == 8:
         return "int8"
     return "fp32" if recipe.compute == "float32" else "fp16"
-
-
-def suffix(stage: str, recipe: Recipe) -> str:
-    """What that precision adds to a file's name."""
-    name = precision(stage, recipe)
-    return "" if name == "fp32" else f"_{name}"
 
 
 def _holds(form: WeightFormat) -> bool:
@@ -113,7 +110,9 @@ def _save(planned: Planned, folder: Path) -> None:
 def _requirements(model: Any) -> dict[str, str]:
     domains = {node.domain or "ai.onnx": node.version for node in model.graph}
     operators = sorted({f"{node.domain}::{node.op_type}" for node in model.graph if node.domain})
-    opsets = ", ".join(f"{domain} {model.opset_imports['' if domain == 'ai.onnx' else domain]}" for domain in sorted(domains))
+    opsets = ", ".join(
+        f"{domain} {model.opset_imports['' if domain == 'ai.onnx' else domain]}" for domain in sorted(domains)
+    )
     return {"engine": "onnxruntime", "version": ">=1.24", "opsets": opsets, "operators": ", ".join(operators)}
 
 

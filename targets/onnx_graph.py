@@ -28,7 +28,7 @@ def graph(stage: TracedStage, recipe: Recipe) -> Any:
     return model
 
 
-def ports(model: Any, declared: tuple[Port, ...], values: Any) -> tuple[Port, ...]:
+def ports(declared: tuple[Port, ...], values: Any) -> tuple[Port, ...]:
     """The declared ports that the graph kept, with the element types it has now."""
     kept = {value.name: value for value in values}
     return tuple(
@@ -157,8 +157,18 @@ def _type_name(dtype: Any) -> str:
 
 
 def _group_query_attention(
-    query: Any, key: Any, value: Any, past_key: Any, past_value: Any, mask: Any, _positions: Any, cos: Any, sin: Any,
-    heads: int, kv_heads: int, scale: float,
+    query: Any,
+    key: Any,
+    value: Any,
+    past_key: Any,
+    past_value: Any,
+    mask: Any,
+    _positions: Any,
+    cos: Any,
+    sin: Any,
+    heads: int,
+    kv_heads: int,
+    scale: float,
 ) -> Any:
     """com.microsoft GroupQueryAttention: rotary inside; each row's tokens stand at the left, as many as its mask has ones.
 
@@ -179,8 +189,18 @@ def _group_query_attention(
 
 
 def _attention_with_past(
-    query: Any, key: Any, value: Any, past_key: Any, past_value: Any, mask: Any, positions: Any, cos: Any, sin: Any,
-    heads: int, kv_heads: int, scale: float,
+    query: Any,
+    key: Any,
+    value: Any,
+    past_key: Any,
+    past_value: Any,
+    mask: Any,
+    positions: Any,
+    cos: Any,
+    sin: Any,
+    heads: int,
+    kv_heads: int,
+    scale: float,
 ) -> Any:
     """ONNX's own RotaryEmbedding and Attention: positions and padding as the mask says."""
     import torch
@@ -247,5 +267,3 @@ def _last(hidden: Any, count: Any) -> Any:
     return torch.onnx.ops.symbolic(
         "Slice", (hidden, -count.reshape(1), end, axis), dtype=hidden.dtype, shape=hidden.shape
     )
-
-

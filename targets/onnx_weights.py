@@ -6,7 +6,7 @@ threads as help, and the largest row block is all that is ever in memory.
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from ..kernels import groupwise
 from .contract import Progress, QuantizedRows, QuantizedTensor, Recipe, TensorSource, WeightFormat, WeightStore
+from .hub_folder import CHUNK_BYTES
 
 BLOCK = 1 << 22  # elements of a row block
 _PAGE = 4096  # external data of this size and up is page-aligned, so that engines can map it
-_CHUNK = 2_000_000_000  # bytes of one data file; JavaScript engines cannot hold 2 GiB in one buffer
 _WORKERS = 2
 
 Write = Callable[[int, NDArray[Any]], None]  # offset in the tensor in bytes, contiguous values
@@ -54,7 +54,7 @@ class Layout:
         file, end = (self.slots[-1].file, self.slots[-1].offset + self.slots[-1].size) if self.slots else (0, 0)
         step = _PAGE if size >= _PAGE else 64
         offset = -(-end // step) * step
-        if offset and offset + size > _CHUNK:
+        if offset and offset + size > CHUNK_BYTES:
             file, offset = file + 1, 0
         slot = Slot(name, kind, shape, file, offset)
         self.slots.append(slot)
@@ -73,24 +73,26 @@ class DataFiles:
 
     def __init__(self, paths: list[Path], sizes: list[int]) -> None:
         self._handles = [os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644) for path in paths]
+        self._cancelled = False
         for handle, size in zip(self._handles, sizes, strict=True):
             os.ftruncate(handle, size)
 
     def write(self, slot: Slot, position: int, values: NDArray[Any]) -> None:
         """Put contiguous `values` at byte `position` of a slot."""
+        if self._cancelled:
+            raise CancelledError
         view = memoryview(np.ascontiguousarray(values, dtype=slot.dtype)).cast("B")
         while view:
             written = os.pwrite(self._handles[slot.file], view, slot.offset + position)
             view, position = view[written:], position + written
 
+    def cancel(self) -> None:
+        """Make every further write fail, so that running jobs end early."""
+        self._cancelled = True
+
     def close(self) -> None:
         for handle in self._handles:
             os.close(handle)
-
-
-def data_names(model_name: str, count: int) -> list[str]:
-    """Names of a model's data files as transformers.js looks for them: model.onnx_data, model.onnx_data_1, ..."""
-    return [f"{model_name}_data" + (f"_{index}" if index else "") for index in range(count)]
 
 
 def place(model: Any, recipe: Recipe, weights: WeightStore, known: frozenset[str]) -> Layout:
@@ -132,6 +134,9 @@ def fill(layout: Layout, paths: list[Path], progress: Progress, step: str) -> No
         for size, future in pending:
             future.result()
             progress.advance(size)
+    except BaseException:
+        files.cancel()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         files.close()

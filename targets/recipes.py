@@ -13,7 +13,7 @@ INT4_WIDE = WeightFormat(4, 128)
 
 
 def _int4(name: str, form: WeightFormat) -> Recipe:
-    """Four bits where most of the numbers are read at every token; eight for the encoder and for the embedding, which is only looked up."""
+    """Four bits for what is read at every token; eight for the encoder, and for the embedding, which is only looked up."""
     return Recipe(
         name,
         encoder=INT8,

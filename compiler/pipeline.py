@@ -1,0 +1,155 @@
+"""The product on one screen: a checkpoint goes in, a verified bundle comes out."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..targets import manifest as manifests
+from ..targets import registry
+from ..targets.contract import Artifact, Progress, Recipe, TracedStage
+from ..targets.hub_folder import write_configs
+from ..targets.manifest import Manifest
+from ..targets.recipes import recipe as named_recipe
+from . import report
+from . import verify as verification
+from .checkpoint import Checkpoint, open_checkpoint
+from .families import family
+from .figures import Verification
+from .lora import AdapterSpec
+from .quantize import Weights
+from .staging import STATE, Staging
+from .tokenizer import write_tokenizer
+from .trace import trace
+
+_NOT_SHARED = (manifests.NAME, STATE)
+_TOOLS = ("numpy", "numba", "onnx-ir", "onnxscript", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build left: the bundle, its manifest, how it compares with the original, and how long it took."""
+
+    folder: Path
+    manifest: Manifest
+    verification: Verification | None
+    seconds: float
+
+
+class Silent:
+    """A `Progress` that says nothing."""
+
+    def start(self, step: str, total: int, unit: str) -> None: ...
+
+    def advance(self, amount: int) -> None: ...
+
+
+def build(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    targets: Sequence[str] = ("onnx",),
+    recipe: str = "int4",
+    adapters: Sequence[AdapterSpec] = (),
+    speech: Path | None = None,
+    verify: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Compile a checkpoint (a folder or a hub id, adapters merged) into a bundle at `out`.
+
+    The bundle is made in a folder beside `out` and moved there at the end. A build that was killed is resumed by the same
+    call, stage by stage; one that fails leaves nothing. A bundle that fails verification is written and marked.
+
+    Raises:
+        OssicleError: the checkpoint, an adapter, the recipe, the place or the disk is not as it has to be.
+    """
+    started, progress = time.perf_counter(), progress or Silent()
+    chosen, formats = named_recipe(recipe), [registry.target(name) for name in targets]
+    for format_ in formats:
+        format_.check(chosen)
+    opened = open_checkpoint(checkpoint, adapters=adapters)
+    with Staging.open(Path(out), _inputs(opened, chosen, targets), force=force) as staging:
+        artifacts = lower(opened, chosen, targets, staging, progress)
+        write_shared(opened, artifacts, staging.folder)
+        manifest = describe(opened, chosen, artifacts, staging.folder)
+        manifests.write(staging.folder, manifest)
+        verified = check(opened, staging.folder, speech, progress) if verify else None
+        staging.publish()
+    return BuildReport(Path(out), manifests.read(Path(out)), verified, time.perf_counter() - started)
+
+
+def lower(
+    checkpoint: Checkpoint, recipe: Recipe, targets: Sequence[str], staging: Staging, progress: Progress
+) -> tuple[Artifact, ...]:
+    """Every stage in every target's format, those of an earlier attempt taken over."""
+    model = family(checkpoint.family)
+    weights = Weights(checkpoint.tensors, recipe, model)
+    stages: tuple[TracedStage, ...] = ()
+    artifacts: list[Artifact] = []
+    for name in targets:
+        for stage_name in model.STAGES:
+            artifact = staging.finished(name, stage_name)
+            if artifact is None:
+                stages = stages or trace(checkpoint.family, checkpoint.config, recipe.context).stages
+                stage = next(stage for stage in stages if stage.name == stage_name)
+                artifact = registry.target(name).lower(stage, recipe, weights, staging.folder, progress)
+                staging.finish(artifact)
+            artifacts.append(artifact)
+    return tuple(artifacts)
+
+
+def write_shared(checkpoint: Checkpoint, artifacts: Sequence[Artifact], folder: Path) -> None:
+    """The files that every artifact of a bundle shares: tokenizer and configurations."""
+    tokenizer = write_tokenizer(checkpoint.folder, folder / "tokenizer.json")
+    write_configs(folder, checkpoint.config, checkpoint.generation_config, artifacts, tokenizer)
+
+
+def describe(checkpoint: Checkpoint, recipe: Recipe, artifacts: Sequence[Artifact], folder: Path) -> Manifest:
+    """The manifest of a bundle whose files are all in `folder`."""
+    model = family(checkpoint.family)
+    owned = {file.path for artifact in artifacts for file in artifact.files}
+    shared = [path for path in sorted(folder.rglob("*")) if path.is_file() and _relative(folder, path) not in owned]
+    text = model.text_format(checkpoint.config, checkpoint.generation_config)
+    return Manifest(
+        family=checkpoint.family,
+        name=checkpoint.name,
+        recipe=asdict(recipe),
+        source=checkpoint.source,
+        adapters=checkpoint.adapters,
+        audio=model.audio_format(checkpoint.config),
+        text=replace(text, context=min(text.context, recipe.context)),
+        artifacts=tuple(artifacts),
+        files=tuple(manifests.file_entry(folder, path) for path in shared if path.name not in _NOT_SHARED),
+        tools=_tools(),
+    )
+
+
+def check(checkpoint: Checkpoint, folder: Path, speech: Path | None, progress: Progress) -> Verification:
+    """How the bundle in `folder` compares with the original, marked in its manifest and reported beside it."""
+    verified = verification.verify(folder, checkpoint, speech=speech, progress=progress)
+    verification.mark(folder, verified)
+    report.write(folder, verified)
+    return verified
+
+
+def _inputs(checkpoint: Checkpoint, recipe: Recipe, targets: Sequence[str]) -> Mapping[str, Any]:
+    """Everything that decides a bundle's bytes."""
+    return {
+        "source": asdict(checkpoint.source),
+        "adapters": [asdict(adapter) for adapter in checkpoint.adapters],
+        "recipe": asdict(recipe),
+        "targets": list(targets),
+        "tools": _tools(),
+    }
+
+
+def _tools() -> dict[str, str]:
+    return {"ossicle": __version__, **{name: version(name) for name in _TOOLS}}
+
+
+def _relative(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
