@@ -1,8 +1,8 @@
 """What the command line shows: documents for machines, tables for people."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from ..targets import registry
 from ..targets.contract import Artifact, Recipe, RecipeError, Target
 from ..targets.manifest import Manifest, bundle_files
 from ..targets.recipes import RECIPES
@@ -20,22 +21,7 @@ from .report import figure, finite, label
 _SHOWN = ("logits", "kl", "top1", "same_text", "wer_original", "wer")
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A target as it is listed: its extra, the packages that building and running take, and how to get hold of it."""
-
-    extra: str
-    packages: tuple[str, ...]
-    load: Callable[[], Target]
-
-
-def _onnx() -> Target:
-    from ..targets.onnx import Onnx
-
-    return Onnx()
-
-
-_TARGETS = {"onnx": _Kind("onnx", ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"), _onnx)}
+_NEEDED = {"onnx": ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime")}  # to build for a target, and to run it
 
 
 def console() -> Console:
@@ -138,11 +124,11 @@ def target_rows() -> list[dict[str, Any]]:
     return [
         {
             "target": name,
-            "recipes": [recipe.name for recipe in RECIPES.values() if _holds(kind.load(), recipe)],
-            "missing": [package for package in kind.packages if find_spec(package) is None],
-            "install": f"pip install 'ossicle[{kind.extra},build]'",
+            "recipes": [recipe.name for recipe in RECIPES.values() if _holds(registry.target(name), recipe)],
+            "missing": [package for package in _NEEDED.get(name, ()) if find_spec(package) is None],
+            "install": f"pip install 'ossicle[{name},build]'",
         }
-        for name, kind in _TARGETS.items()
+        for name in registry.names()
     ]
 
 
