@@ -13,12 +13,17 @@ from typing import Any
 
 from .contract import Artifact, BuildError
 
-STEMS = ("audio_encoder", "embed_tokens", "decoder_model_merged")
+FOLDER = "onnx"
+AUDIO_ENCODER = "audio_encoder"
+EMBED_TOKENS = "embed_tokens"
+DECODER = "decoder_model_merged"
+STEMS = (AUDIO_ENCODER, EMBED_TOKENS, DECODER)
 
 # What transformers.js calls a precision -> what it appends to a file's stem.
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_int8", "q8": "_quantized", "q4": "_q4", "q4f16": "_q4f16"}
 
 MAX_CHUNKS = 100
+CHUNK_BYTES = 2_000_000_000  # a browser reads each file into one buffer of less than 2 GiB
 
 # Whisper's front end, which every Voxtral was trained on.
 _SAMPLE_RATE, _HOP, _FFT = 16000, 160, 400  # Hz, samples, samples
@@ -27,6 +32,24 @@ _SAMPLE_RATE, _HOP, _FFT = 16000, 160, 400  # Hz, samples, samples
 _MAX_NEW_TOKENS = 1024
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def model_file(stem: str, dtype: str) -> str:
+    """Path of a model file within the folder: ("embed_tokens", "q4") is onnx/embed_tokens_q4.onnx.
+
+    Raises:
+        BuildError: transformers.js has no such stem or precision.
+    """
+    if stem not in STEMS:
+        raise BuildError(f"'{stem}' is no file of a Voxtral in transformers.js (its files: {', '.join(STEMS)})")
+    if dtype not in SUFFIXES:
+        raise BuildError(f"'{stem}' cannot be {dtype!r} in transformers.js (it can: {', '.join(SUFFIXES)})")
+    return f"{FOLDER}/{stem}{SUFFIXES[dtype]}.onnx"
+
+
+def data_file(stem: str, dtype: str, chunk: int = 0) -> str:
+    """Path of a chunk of a model's external data; in the model its tensors name the last part of it."""
+    return f"{model_file(stem, dtype)}_data" + (f"_{chunk}" if chunk else "")
 
 
 def write_configs(
@@ -87,14 +110,13 @@ def _stem(artifact: Artifact) -> str:
 def _file_faults(artifact: Artifact) -> list[str]:
     """What keeps transformers.js from finding an artifact's files, in the order model, data, data..."""
     stem, chunks = _stem(artifact), len(artifact.files) - 1
-    if artifact.precision not in SUFFIXES:
-        return [f"'{stem}' cannot be {artifact.precision!r} (it can: {', '.join(SUFFIXES)})"]
-    if stem not in STEMS:
-        return [f"'{stem}' is no file of it (its files: {', '.join(STEMS)})"]
     if chunks > MAX_CHUNKS:
         return [f"'{stem}' has {chunks} data files, of which {MAX_CHUNKS} are read"]
-    model = f"onnx/{stem}{SUFFIXES[artifact.precision]}.onnx"
-    looked_for = [model, *(f"{model}_data" + (f"_{chunk}" if chunk else "") for chunk in range(chunks))]
+    try:
+        model = model_file(stem, artifact.precision)
+    except BuildError as reason:
+        return [str(reason)]
+    looked_for = [model, *(data_file(stem, artifact.precision, chunk) for chunk in range(chunks))]
     found = [file.path for file in artifact.files]
     return [f"'{path}' should be '{name}'" for path, name in zip(found, looked_for, strict=True) if path != name]
 

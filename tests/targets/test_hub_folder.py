@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ossicle.targets.contract import Artifact, BuildError, BundleFile, Memory
-from ossicle.targets.hub_folder import MAX_CHUNKS, STEMS, SUFFIXES, write_configs
+from ossicle.targets.hub_folder import MAX_CHUNKS, STEMS, SUFFIXES, data_file, model_file, write_configs
 from transformers import GenerationConfig, PreTrainedTokenizerFast, VoxtralConfig, WhisperFeatureExtractor
 
 CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -50,6 +50,28 @@ def _write(folder: Path, config: dict[str, Any], tokenizer: Path, **changed: Any
     arguments: dict[str, Any] = {"generation_config": {}, "artifacts": [_artifact(stem) for stem in STEMS]}
     assert set(write_configs(folder, config, **{**arguments, **changed}, tokenizer_json=tokenizer)) == {*CONFIGS}
     return {name: json.loads((folder / name).read_text()) for name in CONFIGS}
+
+
+@pytest.mark.parametrize(
+    ("stem", "dtype", "path"),
+    [
+        ("audio_encoder", "fp32", "onnx/audio_encoder.onnx"),
+        ("embed_tokens", "fp16", "onnx/embed_tokens_fp16.onnx"),
+        ("embed_tokens", "int8", "onnx/embed_tokens_int8.onnx"),
+        ("audio_encoder", "q8", "onnx/audio_encoder_quantized.onnx"),
+        ("decoder_model_merged", "q4", "onnx/decoder_model_merged_q4.onnx"),
+        ("decoder_model_merged", "q4f16", "onnx/decoder_model_merged_q4f16.onnx"),
+    ],
+)
+def test_files_are_named_as_transformers_js_asks_for_them(stem: str, dtype: str, path: str) -> None:
+    assert model_file(stem, dtype) == path
+    assert [data_file(stem, dtype, chunk) for chunk in range(3)] == [f"{path}_data", f"{path}_data_1", f"{path}_data_2"]
+
+
+@pytest.mark.parametrize(("stem", "dtype"), [("encoder", "fp32"), ("audio_encoder", "int4")])
+def test_a_name_that_is_never_looked_for_is_refused(stem: str, dtype: str) -> None:
+    with pytest.raises(BuildError, match=r"transformers\.js"):
+        model_file(stem, dtype)
 
 
 def test_config_says_which_file_of_each_stage_to_load(tmp_path: Path, config: dict[str, Any], tokenizer: Path) -> None:
