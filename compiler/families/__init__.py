@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Literal, Protocol, cast
 
-from ...targets.contract import CheckpointError
+from ...targets.contract import CheckpointError, TracedStage
 from ...targets.manifest import AudioFormat, TextFormat
 
 Layout = Literal["huggingface", "mistral"]
@@ -13,7 +13,7 @@ Part = Literal["encoder", "projector", "embedding", "decoder", "lm_head"]
 
 
 class Family(Protocol):
-    """What a family is made of, without torch: names, shapes, sizes and prompts.
+    """What a family is made of: names, shapes, sizes and prompts, all without torch; and its graphs.
 
     A configuration is the dictionary that transformers' configuration class takes.
     """
@@ -21,6 +21,7 @@ class Family(Protocol):
     MODEL_TYPE: str
     EMBEDDING: str  # canonical name of the token embedding
     LM_HEAD: str
+    STAGES: tuple[str, ...]  # names of its graphs, in the order that data flows
 
     def huggingface_config(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """A whole configuration of a config.json: what it leaves out is filled in as transformers does."""
@@ -58,6 +59,9 @@ class Family(Protocol):
     def text_format(self, config: Mapping[str, Any], generation: Mapping[str, Any]) -> TextFormat: ...
 
     def audio_format(self, config: Mapping[str, Any]) -> AudioFormat: ...
+
+    def stages(self, config: Mapping[str, Any], context: int) -> tuple[TracedStage, ...]:
+        """Its graphs for up to `context` tokens, traced with torch over fake weights."""
 
 
 def family(model_type: object) -> Family:

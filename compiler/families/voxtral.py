@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...targets.contract import CheckpointError
+from ...targets.contract import CheckpointError, TracedStage
 from ...targets.manifest import AudioFormat, TextFormat
 from . import Layout, Part
 
 MODEL_TYPE = "voxtral"
 EMBEDDING = "model.language_model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
+STAGES = ("audio_encoder", "embed_tokens", "decoder")
 POSITIONS = "model.audio_tower.embed_positions.weight"
 
 _ENCODER = "model.audio_tower."
@@ -282,6 +283,27 @@ def audio_format(config: Mapping[str, Any]) -> AudioFormat:
         window_frames=facts.window_frames,
         tokens_per_window=facts.tokens_per_window,
     )
+
+
+def stages(config: Mapping[str, Any], context: int) -> tuple[TracedStage, ...]:
+    """Transformers' own modules over fake weights, traced stage by stage; positions up to `context` tokens."""
+    from transformers import VoxtralConfig, VoxtralForConditionalGeneration
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    from .. import stages as shared
+    from ..trace import fake_weights, rotary_tables
+
+    settings = VoxtralConfig.from_dict(dict(config))
+    positions = min(context, settings.text_config.max_position_embeddings)
+    tables = rotary_tables(LlamaRotaryEmbedding(settings.text_config), positions)
+    with fake_weights():
+        model = VoxtralForConditionalGeneration(settings).eval()
+        decoder = model.model.language_model
+        return (
+            shared.audio_encoder(model.model),
+            shared.embed_tokens(decoder),
+            shared.decoder(decoder, model.lm_head, tables),
+        )
 
 
 def _replaced(name: str, rules: tuple[tuple[str, str], ...]) -> str:
