@@ -25,21 +25,22 @@ _INT4_DIVISORS = (7.0, 7.25, 7.5, 7.75, 8.0)
 def quantize_symmetric(weights: Float32, bits: int, group: int) -> tuple[UInt8, Float16]:
     """Codes [N, K] around 2^(bits-1), and scales [N, ceil(K/g)], of float32 weights [N, K].
 
-    Eight bits: scale = largest magnitude / 127, codes 1 .. 255 (the rule of GGUF's Q8_0). Four bits: of the scales largest
-    magnitude / 7 .. 8 the one with the least squared error, codes 0 .. 15.
+    Eight bits: GGUF's Q8_0, scale = largest magnitude / 127, codes 1 .. 255, rounded by the scale before it is a float16.
+    Four bits: of the scales largest magnitude / 7 .. 8 the one with the least squared error, codes 0 .. 15.
 
     Raises:
         ValueError: a weight is not finite, or too large for a float16 scale.
     """
-    largest = _group_extent(weights, group)[1]
-    divisors = (127.0,) if bits == 8 else _INT4_DIVISORS
-    candidates = np.stack([_positive(largest / np.float32(divisor)) for divisor in divisors])
+    _, largest, _ = _group_extent(weights, group)
     codes = np.empty(weights.shape, np.uint8)
+    if bits == 8:
+        scales = largest / np.float32(127)
+        inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+        _compiled(_code_symmetric)(weights, group, inverse, 1 << (bits - 1), codes)
+        return codes, _positive(scales)
+    candidates = np.stack([_positive(largest / np.float32(divisor)) for divisor in _INT4_DIVISORS])
     chosen = np.empty(largest.shape, np.uint8)
-    low, high = (-127, 127) if bits == 8 else (-8, 7)
-    _compiled(_choose_symmetric)(
-        weights, group, candidates.astype(np.float32), low, high, 1 << (bits - 1), codes, chosen
-    )
+    _compiled(_choose_symmetric)(weights, group, candidates.astype(np.float32), codes, chosen)
     return codes, np.take_along_axis(candidates, chosen[None].astype(np.intp), axis=0)[0]
 
 
@@ -130,30 +131,37 @@ def _extremes(weights: Any, group: int, low: Any, high: Any) -> bool:
     return finite
 
 
-def _choose_symmetric(
-    weights: Any, group: int, candidates: Any, low: int, high: int, zero: int, codes: Any, chosen: Any
-) -> None:
-    floor, ceiling = np.float32(low), np.float32(high)
+def _code_symmetric(weights: Any, group: int, inverse: Any, zero: int, codes: Any) -> None:
+    for row in range(weights.shape[0]):
+        for block in range(inverse.shape[1]):
+            factor = inverse[row, block]
+            for column in range(block * group, min((block + 1) * group, weights.shape[1])):
+                value = weights[row, column] * factor
+                size = np.floor(np.abs(value) + np.float32(0.5))  # halves away from zero, as C's roundf
+                codes[row, column] = np.uint8(zero + np.int32(np.copysign(size, value)))
+
+
+def _choose_symmetric(weights: Any, group: int, candidates: Any, codes: Any, chosen: Any) -> None:
+    floor, ceiling = np.float32(-8), np.float32(7)
     for row in range(weights.shape[0]):
         for block in range(chosen.shape[1]):
             start, stop = block * group, min((block + 1) * group, weights.shape[1])
             best, least = 0, np.float32(np.inf)
-            if candidates.shape[0] > 1:
-                for index in range(candidates.shape[0]):
-                    scale = candidates[index, row, block]
-                    inverse = np.float32(1) / scale
-                    error = np.float32(0)
-                    for column in range(start, stop):
-                        value = weights[row, column]
-                        code = min(max(np.rint(value * inverse), floor), ceiling)
-                        distance = value - code * scale
-                        error += distance * distance
-                    if error < least:
-                        best, least = index, error
+            for index in range(candidates.shape[0]):
+                scale = candidates[index, row, block]
+                inverse = np.float32(1) / scale
+                error = np.float32(0)
+                for column in range(start, stop):
+                    value = weights[row, column]
+                    code = min(max(np.rint(value * inverse), floor), ceiling)
+                    distance = value - code * scale
+                    error += distance * distance
+                if error < least:
+                    best, least = index, error
             inverse = np.float32(1) / candidates[best, row, block]
             for column in range(start, stop):
                 code = min(max(np.rint(weights[row, column] * inverse), floor), ceiling)
-                codes[row, column] = np.uint8(np.int32(code) + zero)
+                codes[row, column] = np.uint8(np.int32(code) + 8)
             chosen[row, block] = best
 
 

@@ -3,6 +3,8 @@
 Weights are initializers without values here, so that nothing can fold them into memory; targets/onnx_weights.py stores them.
 """
 
+import logging
+import warnings
 from typing import Any
 
 from .contract import Port, Recipe, TracedStage
@@ -48,21 +50,23 @@ def _translate(stage: TracedStage, recipe: Recipe) -> Any:
             operators.last.default: _last,
         }
     )
-    translated = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=OPSET,
-        optimize=False,
-        verbose=False,
-        input_names=[port.name for port in stage.inputs],
-        output_names=[port.name for port in stage.outputs],
-    )
+    # it warns that torchvision's operators are not there, which no stage has
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its pytree
+        translated = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+            input_names=[port.name for port in stage.inputs],
+            output_names=[port.name for port in stage.outputs],
+        )
     return translated.model
 
 
 def _optimize(model: Any) -> None:
-    import logging
-
     import onnx_ir.passes.common as passes
     from onnxscript.optimizer import optimize_ir
     from onnxscript.rewriter import onnx_fusions
