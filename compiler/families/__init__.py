@@ -92,4 +92,5 @@ def mistral_family(params: Mapping[str, Any]) -> Family:
 
 def known() -> tuple[str, ...]:
     """Every `model_type` there is a family for."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in names if not name.startswith("_")))

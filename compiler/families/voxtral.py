@@ -1,95 +1,54 @@
-"""Voxtral: a Whisper encoder, a projector over four frames at a time, and a Llama decoder.
-
-Canonical names are the parameter names of transformers' VoxtralForConditionalGeneration in memory. The files on the hub
-say `language_model.model.` and `language_model.lm_head.`; Mistral's own layout has names of its own, the decoder's q/k
-rows ordered for interleaved RoPE, and no encoder positions.
-"""
+"""Voxtral: a Whisper encoder, a projector over four frames at a time, and a Llama decoder."""
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...targets.contract import CheckpointError, TracedStage
+from ...targets.contract import TracedStage
 from ...targets.manifest import AudioFormat, TextFormat
-from . import Layout, Part
+from . import Part
+from ._voxtral_layouts import (
+    DECODER,
+    ENCODER,
+    MODEL_TYPE,
+    POSITIONS,
+    PROJECTOR,
+    adapted,
+    canonical,
+    computed,
+    huggingface_config,
+    in_mistral_layout,
+    mistral_config,
+    permuted_heads,
+)
 
-MODEL_TYPE = "voxtral"
-EMBEDDING = "model.language_model.embed_tokens.weight"
+__all__ = [
+    "EMBEDDING",
+    "LM_HEAD",
+    "MODEL_TYPE",
+    "STAGES",
+    "adapted",
+    "audio_facts",
+    "audio_format",
+    "canonical",
+    "computed",
+    "huggingface_config",
+    "in_mistral_layout",
+    "linear",
+    "mistral_config",
+    "parameters",
+    "part",
+    "permuted_heads",
+    "stages",
+    "text_facts",
+    "text_format",
+    "tied",
+]
+
+EMBEDDING = DECODER + "embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 STAGES = ("audio_encoder", "embed_tokens", "decoder")
-POSITIONS = "model.audio_tower.embed_positions.weight"
-
-_ENCODER = "model.audio_tower."
-_PROJECTOR = "model.multi_modal_projector."
-_DECODER = "model.language_model."
-
-# What transformers fills in where a config.json is silent (configuration_voxtral.py, configuration_llama.py).
-_TOP = {"model_type": MODEL_TYPE, "projector_hidden_act": "gelu"}
-_TEXT = {
-    "model_type": "llama", "vocab_size": 131072, "hidden_size": 3072, "intermediate_size": 8192,
-    "num_hidden_layers": 30, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-    "max_position_embeddings": 131072, "rms_norm_eps": 1e-05, "hidden_act": "silu", "attention_bias": False,
-    "mlp_bias": False, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-_AUDIO = {
-    "model_type": "voxtral_encoder", "vocab_size": 51866, "hidden_size": 1280, "intermediate_size": 5120,
-    "num_hidden_layers": 32, "num_attention_heads": 20, "num_mel_bins": 128, "max_source_positions": 1500,
-    "activation_function": "gelu", "scale_embedding": False,
-}  # fmt: skip
-_AUDIO_ALIASES = {
-    "d_model": "hidden_size",
-    "encoder_layers": "num_hidden_layers",
-    "encoder_attention_heads": "num_attention_heads",
-    "encoder_ffn_dim": "intermediate_size",
-}
-
-_HUGGINGFACE_NAMES = (
-    (r"language_model\.lm_head\.", "lm_head."),
-    (r"language_model\.model\.", _DECODER),
-    (r"language_model\.", _DECODER),
-    (r"audio_tower\.", _ENCODER),
-    (r"multi_modal_projector\.", _PROJECTOR),
-)
-# A text model on its own. `layers.0.` alone could be the encoder's as well and stays unknown.
-_TEXT_MODEL_NAMES = ((r"model\.(?=layers\.|embed_tokens\b|norm\b)", _DECODER),)
-
-# Mistral's layout, after transformers' convert_voxtral_weights_to_hf.py and vLLM's models/voxtral.py: modules by name,
-# and modules within a layer of the decoder or the encoder.
-_WHISPER = "mm_whisper_embeddings."
-_MISTRAL = {
-    "output": "lm_head",
-    "norm": _DECODER + "norm",
-    "tok_embeddings": _DECODER + "embed_tokens",
-    _WHISPER + "tok_embeddings": _DECODER + "embed_tokens",
-    _WHISPER + "whisper_encoder.conv_layers.0": _ENCODER + "conv1",
-    _WHISPER + "whisper_encoder.conv_layers.1": _ENCODER + "conv2",
-    _WHISPER + "whisper_encoder.transformer.norm": _ENCODER + "layer_norm",
-    _WHISPER + "audio_language_projection.0": _PROJECTOR + "linear_1",
-    _WHISPER + "audio_language_projection.2": _PROJECTOR + "linear_2",
-}
-_MISTRAL_ATTENTION = {f"attention.w{letter}": f"self_attn.{letter}_proj" for letter in "qkv"}
-_MISTRAL_LAYER = {
-    _DECODER: _MISTRAL_ATTENTION
-    | {
-        "attention.wo": "self_attn.o_proj",
-        "attention_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-        "feed_forward.w1": "mlp.gate_proj",
-        "feed_forward.w2": "mlp.down_proj",
-        "feed_forward.w3": "mlp.up_proj",
-    },
-    _ENCODER: _MISTRAL_ATTENTION
-    | {
-        "attention.wo": "self_attn.out_proj",
-        "attention_norm": "self_attn_layer_norm",
-        "ffn_norm": "final_layer_norm",
-        "feed_forward.w1": "fc1",
-        "feed_forward.w2": "fc2",
-    },
-}
-_IN_LAYER = re.compile(r"(mm_whisper_embeddings\.whisper_encoder\.transformer\.)?layers\.(\d+)\.(.+)")
-_NO_WEIGHT = re.compile(r"(.+\.)?rotary_emb\.(original_)?inv_freq")  # recomputed from the configuration
 
 
 @dataclass(frozen=True)
@@ -125,44 +84,6 @@ class AudioFacts:
     @property
     def tokens_per_window(self) -> int:
         return self.positions * self.hidden // self.intermediate
-
-
-def huggingface_config(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json made whole. `rope_theta` may stand by itself (before transformers 5) or in `rope_parameters`."""
-    text = dict(document.get("text_config") or {})
-    audio = {_AUDIO_ALIASES.get(key, key): value for key, value in dict(document.get("audio_config") or {}).items()}
-    text["rope_parameters"] = _rope(text.pop("rope_theta", None), text.pop("rope_scaling", None), text)
-    text = {**_TEXT, **text}
-    if text["num_key_value_heads"] is None:
-        text["num_key_value_heads"] = text["num_attention_heads"]
-    if text["head_dim"] is None:
-        text["head_dim"] = text["hidden_size"] // text["num_attention_heads"]
-    config = {**_TOP, **document, "audio_config": {**_AUDIO, **audio}, "text_config": text}
-    _check(config)
-    return config
-
-
-def in_mistral_layout(params: Mapping[str, Any]) -> bool:
-    """Whether a params.json is a Voxtral's: a Whisper encoder that sees its whole window (Voxtral Realtime's does not)."""
-    match params:
-        case {"multimodal": {"whisper_model_args": {"encoder_args": Mapping() as encoder}}}:
-            return not encoder.get("causal") and encoder.get("pos_embed") in (None, "sinusoidal")
-    return False
-
-
-def mistral_config(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a params.json.
-
-    Raises:
-        CheckpointError: it lacks sizes, or its weights are quantized.
-    """
-    try:
-        return _translated(params)
-    except (KeyError, TypeError, AttributeError) as reason:
-        raise CheckpointError(
-            f"params.json does not describe a Voxtral: {type(reason).__name__} {reason}. "
-            "Needed: the decoder's sizes and multimodal.whisper_model_args.encoder_args"
-        ) from reason
 
 
 def text_facts(config: Mapping[str, Any]) -> TextFacts:
@@ -203,31 +124,6 @@ def parameters(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def canonical(name: str, layout: Layout) -> str | None:
-    """The canonical name of a stored tensor; None for rotary tables, `name` where nothing fits."""
-    if _NO_WEIGHT.fullmatch(name):
-        return None
-    return _replaced(name, _HUGGINGFACE_NAMES) if layout == "huggingface" else _mistral_name(name)
-
-
-def adapted(module: str) -> str:
-    """The canonical name of a module as an adapter names it: either key style, or trained on the text model alone."""
-    return _replaced(module, _HUGGINGFACE_NAMES + _TEXT_MODEL_NAMES)
-
-
-def permuted_heads(name: str, config: Mapping[str, Any]) -> int | None:
-    """Heads of a decoder's q or k matrix. The encoder has no RoPE."""
-    facts = text_facts(config)
-    if not name.startswith(_DECODER):
-        return None
-    return {"q_proj": facts.heads, "k_proj": facts.kv_heads}.get(name.split(".")[-2])
-
-
-def computed(name: str, layout: Layout) -> bool:
-    """Whether this is the encoder's positions in Mistral's layout, which leaves them out."""
-    return name == POSITIONS and layout == "mistral"
-
-
 def tied(config: Mapping[str, Any]) -> bool:
     """Whether the configuration says that the head is the embedding."""
     return bool(config.get("tie_word_embeddings") or config["text_config"]["tie_word_embeddings"])
@@ -236,7 +132,7 @@ def tied(config: Mapping[str, Any]) -> bool:
 def part(name: str) -> Part | None:
     """What a tensor belongs to, by its canonical name."""
     named: dict[str, Part] = {EMBEDDING: "embedding", LM_HEAD: "lm_head"}
-    prefixes: dict[str, Part] = {_ENCODER: "encoder", _PROJECTOR: "projector", _DECODER: "decoder"}
+    prefixes: dict[str, Part] = {ENCODER: "encoder", PROJECTOR: "projector", DECODER: "decoder"}
     return named.get(name) or next((found for prefix, found in prefixes.items() if name.startswith(prefix)), None)
 
 
@@ -306,88 +202,17 @@ def stages(config: Mapping[str, Any], context: int) -> tuple[TracedStage, ...]:
         )
 
 
-def _replaced(name: str, rules: tuple[tuple[str, str], ...]) -> str:
-    for pattern, prefix in rules:
-        if match := re.match(pattern, name):
-            return prefix + name[match.end() :]
-    return name
-
-
-def _mistral_name(name: str) -> str:
-    module, _, leaf = name.rpartition(".")
-    if module in _MISTRAL:
-        return f"{_MISTRAL[module]}.{leaf}"
-    match = _IN_LAYER.fullmatch(module)
-    if match is None:
-        return name
-    prefix = _ENCODER if match[1] else _DECODER
-    inside = _MISTRAL_LAYER[prefix].get(match[3])
-    return f"{prefix}layers.{match[2]}.{inside}.{leaf}" if inside else name
-
-
-def _translated(params: Mapping[str, Any]) -> dict[str, Any]:
-    if params.get("quantization"):
-        raise CheckpointError("params.json says that the weights are quantized (possible: float32, float16, bfloat16)")
-    encoder = params["multimodal"]["whisper_model_args"]["encoder_args"]
-    text = {
-        "hidden_size": params["dim"],
-        "num_hidden_layers": params["n_layers"],
-        "intermediate_size": params["hidden_dim"],
-        "num_attention_heads": params["n_heads"],
-        "num_key_value_heads": params["n_kv_heads"],
-        "head_dim": params["head_dim"],
-        "vocab_size": params["vocab_size"],
-        "rms_norm_eps": params["norm_eps"],
-        "rope_theta": params["rope_theta"],
-        "max_position_embeddings": params.get("max_seq_len") or params.get("max_position_embeddings") or 131072,
-        "tie_word_embeddings": bool(params.get("tied_embeddings", False)),
-    }
-    audio = {
-        "hidden_size": encoder["dim"],
-        "num_hidden_layers": encoder["n_layers"],
-        "intermediate_size": encoder["hidden_dim"],
-        "num_attention_heads": encoder["n_heads"],
-        "vocab_size": encoder["vocab_size"],
-        "num_mel_bins": encoder["audio_encoding_args"]["num_mel_bins"],
-        "max_source_positions": encoder.get("max_source_positions") or 1500,
-    }
-    return huggingface_config({"text_config": text, "audio_config": audio, "audio_token_id": 24})
-
-
-def _rope(theta: float | None, scaling: Mapping[str, Any] | None, text: Mapping[str, Any]) -> dict[str, Any]:
-    given = text.get("rope_parameters") or scaling or {}
-    return {"rope_type": given.get("type", "default"), "rope_theta": theta or 1e8, **given}
-
-
-def _check(config: Mapping[str, Any]) -> None:
-    """Refuse what the shapes below would not describe."""
-    text, audio = config["text_config"], config["audio_config"]
-    sizes = {f"text_config.{key}": text[key] for key in _TEXT if key.endswith(("_size", "_heads", "_layers", "_dim"))}
-    sizes |= {f"audio_config.{key}": audio[key] for key in _AUDIO if type(_AUDIO[key]) is int}
-    faults = [f"{key} is {value!r}" for key, value in sizes.items() if type(value) is not int or value < 1]
-    if type(config.get("audio_token_id")) is not int:
-        faults.append(f"audio_token_id is {config.get('audio_token_id')!r}")
-    if text["model_type"] not in ("llama", "mistral"):
-        faults.append(f"text_config.model_type is {text['model_type']!r} (possible: llama, mistral)")
-    if config.get("quantization_config"):
-        faults.append("its weights are quantized (possible: float32, float16, bfloat16)")
-    if not faults and audio["max_source_positions"] * audio["hidden_size"] % audio["intermediate_size"]:
-        faults.append("a window of audio does not make a whole number of audio tokens")
-    if faults:
-        raise CheckpointError(f"the configuration is not a Voxtral's: {'; '.join(faults)}")
-
-
 _Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
 def _encoder_shapes(config: Mapping[str, Any]) -> _Shapes:
     facts = audio_facts(config)
     hidden, inner = facts.hidden, facts.intermediate
-    yield from _affine(_ENCODER + "conv1", (hidden, facts.mel_bins, 3))
-    yield from _affine(_ENCODER + "conv2", (hidden, hidden, 3))
+    yield from _affine(ENCODER + "conv1", (hidden, facts.mel_bins, 3))
+    yield from _affine(ENCODER + "conv2", (hidden, hidden, 3))
     yield POSITIONS, (facts.positions, hidden)
     for layer in range(facts.layers):
-        prefix = f"{_ENCODER}layers.{layer}."
+        prefix = f"{ENCODER}layers.{layer}."
         yield from _affine(prefix + "self_attn_layer_norm", (hidden,))
         yield from _affine(prefix + "self_attn.q_proj", (hidden, hidden))
         yield prefix + "self_attn.k_proj.weight", (hidden, hidden)
@@ -396,13 +221,13 @@ def _encoder_shapes(config: Mapping[str, Any]) -> _Shapes:
         yield from _affine(prefix + "final_layer_norm", (hidden,))
         yield from _affine(prefix + "fc1", (inner, hidden))
         yield from _affine(prefix + "fc2", (hidden, inner))
-    yield from _affine(_ENCODER + "layer_norm", (hidden,))
+    yield from _affine(ENCODER + "layer_norm", (hidden,))
 
 
 def _projector_shapes(config: Mapping[str, Any]) -> _Shapes:
     hidden = text_facts(config).hidden
-    yield _PROJECTOR + "linear_1.weight", (hidden, audio_facts(config).intermediate)
-    yield _PROJECTOR + "linear_2.weight", (hidden, hidden)
+    yield PROJECTOR + "linear_1.weight", (hidden, audio_facts(config).intermediate)
+    yield PROJECTOR + "linear_2.weight", (hidden, hidden)
 
 
 def _decoder_shapes(config: Mapping[str, Any]) -> _Shapes:
@@ -412,7 +237,7 @@ def _decoder_shapes(config: Mapping[str, Any]) -> _Shapes:
     mlp = _affine if text["mlp_bias"] else _matrix
     yield EMBEDDING, (facts.vocabulary, hidden)
     for layer in range(facts.layers):
-        prefix = f"{_DECODER}layers.{layer}."
+        prefix = f"{DECODER}layers.{layer}."
         yield prefix + "input_layernorm.weight", (hidden,)
         yield from attention(prefix + "self_attn.q_proj", (facts.heads * facts.head_dim, hidden))
         yield from attention(prefix + "self_attn.k_proj", (width, hidden))
@@ -422,7 +247,7 @@ def _decoder_shapes(config: Mapping[str, Any]) -> _Shapes:
         yield from mlp(prefix + "mlp.gate_proj", (inner, hidden))
         yield from mlp(prefix + "mlp.up_proj", (inner, hidden))
         yield from mlp(prefix + "mlp.down_proj", (hidden, inner))
-    yield _DECODER + "norm.weight", (hidden,)
+    yield DECODER + "norm.weight", (hidden,)
     yield LM_HEAD, (facts.vocabulary, hidden)
 
 
