@@ -99,6 +99,7 @@ def build(
     needs_build_extra("building")
     from . import cli_show, pipeline
     from .cli_progress import Bars
+    from .lora import parse_adapter
 
     with Bars() as bars:
         report = pipeline.build(
@@ -140,6 +141,7 @@ def verify(
     from . import cli_show
     from .checkpoint import open_checkpoint
     from .cli_progress import Bars
+    from .lora import parse_adapter
     from .report import document, write
     from .verify import mark
     from .verify import verify as compare
@@ -258,17 +260,6 @@ def demo(
 
     with Bars() as bars:
         demonstration.show(out, bars)
-
-
-def parse_adapter(text: str) -> Any:
-    """The adapter of a `PATH[:WEIGHT]`; without a weight it counts once."""
-    from .lora import AdapterSpec
-
-    path, colon, weight = text.rpartition(":")
-    try:
-        return AdapterSpec(path, float(weight)) if colon and path else AdapterSpec(text, 1.0)
-    except ValueError:
-        return AdapterSpec(text, 1.0)
 
 
 def needs_build_extra(what: str) -> None:

@@ -9,42 +9,23 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ..targets.contract import AudioError, CheckpointError, Float32, Progress, TensorSource, VerificationError
-from ..targets.manifest import AdapterSource, Source
 from . import memory
+from .checkpoint import Checkpoint
 from .speech import Clip, Speech
 
-VERSION = 1
+VERSION = 2
 MAX_TOKENS = 256
 _BLOCK = 1 << 26  # elements of a tensor that are converted at a time
 _HEADROOM = 1.2  # activations, the KV cache and torch itself, on top of the weights
-
-
-class Checkpoint(Protocol):
-    """What the original is built from: a configuration, and the tensors with every adapter merged."""
-
-    @property
-    def config(self) -> Mapping[str, Any]: ...
-
-    @property
-    def tensors(self) -> Mapping[str, TensorSource]: ...
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def source(self) -> Source: ...
-
-    @property
-    def adapters(self) -> tuple[AdapterSource, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -121,11 +102,12 @@ class Original:
         recording = _recording(clip)
         prompt, logmel = self._transcription(recording, None)
         audio = self._encode(logmel)
-        replies = [self._transcribe(prompt, audio, None)]
+        replies = [self._reply(prompt, audio)]
         if clip.language:
             prompt, _ = self._transcription(recording, clip.language)
-            replies.append(self._transcribe(prompt, audio, clip.language))
-        replies += [self._ask(recording, audio, question) for question, _ in clip.questions]
+            replies.append(self._reply(prompt, audio, language=clip.language))
+        for question, _ in clip.questions:
+            replies.append(self._reply(self._conversation(recording, question), audio, question=question))
         return Reading(clip, logmel, audio.numpy(), tuple(replies))
 
     @cached_property
@@ -135,16 +117,19 @@ class Original:
         Raises:
             VerificationError: it does not fit in memory.
         """
-        _check_memory(self._checkpoint)
+        check_memory(self._checkpoint)
         return load_model(self._checkpoint)
 
     @cached_property
     def _tokenizer(self) -> Any:
         from transformers.tokenization_mistral_common import MistralCommonBackend
 
-        path = self._checkpoint.folder / "tekken.json"
-        if not path.is_file():
-            raise CheckpointError(f"'{path}' is missing: the original's prompts cannot be made without its tokenizer")
+        path = self._checkpoint.tokenizer
+        if path.name != "tekken.json":
+            raise CheckpointError(
+                f"'{path}' is no tekken.json, from which alone mistral-common makes the original's prompts. "
+                "Copy tekken.json from the model this one was trained from, or build with --no-verify"
+            )
         return MistralCommonBackend(tokenizer_path=str(path))
 
     @cached_property
@@ -186,34 +171,24 @@ class Original:
             windows = [self.model.get_audio_features(torch.from_numpy(window[None])) for window in logmel]
         return torch.stack([window.pooler_output for window in windows])
 
-    def _transcribe(self, prompt: list[int], audio: Any, language: str | None) -> Reply:
-        tokens, text = self._generate(prompt, audio)
-        return Reply(language, None, text, tokens, self._score(prompt, audio, tokens))
-
-    def _ask(self, recording: bytes, audio: Any, question: str) -> Reply:
-        tokens, text = self._generate(self._conversation(recording, question), audio)
-        return Reply(None, question, text, tokens)
-
-    def _generate(self, prompt: list[int], audio: Any) -> tuple[tuple[int, ...], str]:
+    def _reply(self, prompt: list[int], audio: Any, language: str | None = None, question: str | None = None) -> Reply:
+        """The greedy continuation of a prompt. A step's logits are those of teacher forcing with the steps before it."""
         import torch
 
         inputs = self._embed(prompt, audio)
         with torch.inference_mode():
-            tokens = self.model.generate(
+            made = self.model.generate(
                 inputs_embeds=inputs,
                 attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long),
                 max_new_tokens=MAX_TOKENS,
                 do_sample=False,
-            )[0].tolist()
-        return tuple(tokens), self._tokenizer.decode(tokens, skip_special_tokens=True)
-
-    def _score(self, prompt: list[int], audio: Any, tokens: tuple[int, ...]) -> Float32:
-        import torch
-
-        inputs = self._embed([*prompt, *tokens[:-1]], audio)
-        with torch.inference_mode():
-            logits: Float32 = self.model(inputs_embeds=inputs, logits_to_keep=len(tokens)).logits[0].numpy()
-        return logits
+                output_logits=question is None,
+                return_dict_in_generate=True,
+            )
+        tokens = made.sequences[0].tolist()
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        logits = torch.cat(made.logits).numpy() if question is None else None
+        return Reply(language, question, text, tuple(tokens), logits)
 
     def _embed(self, tokens: list[int], audio: Any) -> Any:
         import torch
@@ -254,7 +229,12 @@ def memory_needed(checkpoint: Checkpoint) -> int:
     return int(_HEADROOM * 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()))
 
 
-def _check_memory(checkpoint: Checkpoint) -> None:
+def check_memory(checkpoint: Checkpoint) -> None:
+    """Refuse an original that this machine cannot hold.
+
+    Raises:
+        VerificationError: saying what it takes, what there is, and how to build without.
+    """
     needed, available = memory_needed(checkpoint), memory.available()
     if available is not None and needed > available:
         raise VerificationError(

@@ -22,6 +22,7 @@ from ..targets.manifest import AdapterSource, Manifest
 from ..targets.probe import Answer, Report, Request, command, read_report, write_requests
 from . import reference
 from . import speech as recordings
+from .checkpoint import Checkpoint
 from .figures import (
     Comparison,
     Figures,
@@ -34,7 +35,7 @@ from .figures import (
     judge,
     relative,
 )
-from .reference import Checkpoint, Reading, Reply
+from .reference import Reading, Reply
 from .speech import Clip
 
 _CHUNK = 16  # clips asked in one process
