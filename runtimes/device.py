@@ -1,0 +1,135 @@
+"""What this machine has: facts only, for `ossicle doctor` and for choosing an engine."""
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .select import runtimes
+
+# Of these instruction sets engines make use; names as Linux and macOS give them.
+INSTRUCTION_SETS = tuple(
+    [
+        "avx2",
+        "avx512f",
+        "avx512_vnni",
+        "avx_vnni",
+        "avx512_bf16",
+        "amx_int8",
+        "amx_bf16",
+        "asimd",
+        "asimddp",
+        "i8mm",
+        "bf16",
+        "sve",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The CPU: its name, the cores this process may use, and those of INSTRUCTION_SETS that it has."""
+
+    name: str
+    architecture: str
+    cores: int
+    instruction_sets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RuntimeFacts:
+    """One runtime here: the version of its package, and why it cannot be used (None: it can)."""
+
+    name: str
+    target: str
+    version: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What this machine has. Memory in bytes; None where the system does not tell."""
+
+    system: str
+    python: str
+    processor: Processor
+    memory: int | None
+    memory_available: int | None
+    runtimes: tuple[RuntimeFacts, ...]
+
+
+def doctor() -> DeviceFacts:
+    """The facts of this machine and of every runtime on it."""
+    total, available = _memory()
+    return DeviceFacts(
+        system=platform.platform(),
+        python=platform.python_version(),
+        processor=processor(),
+        memory=total,
+        memory_available=available,
+        runtimes=tuple(
+            RuntimeFacts(runtime.name, runtime.target, _version(runtime.name), runtime.usable())
+            for runtime in runtimes()
+        ),
+    )
+
+
+def processor() -> Processor:
+    """The CPU that this process runs on."""
+    information = _processor_information()
+    flags = set(information.get("flags", information.get("Features", "")).split())
+    return Processor(
+        name=information.get("model name", platform.processor() or platform.machine()),
+        architecture=platform.machine(),
+        cores=usable_cores(),
+        instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in flags),
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held so far: resident, in bytes; 0 where the system does not tell."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
+
+
+def _processor_information() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return _fields(text.partition("\n\n")[0])
+
+
+def _memory() -> tuple[int | None, int | None]:
+    path = Path("/proc/meminfo")
+    if path.exists():
+        held = _fields(path.read_text(encoding="utf-8"))
+        total, available = (int(held[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+        return total, available
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
+    return None, None
+
+
+def _fields(text: str) -> dict[str, str]:
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,142 @@
+"""Prompts -> answers: one token at a time for a batch of sequences, each of which ends by itself."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypedDict, Unpack
+
+import numpy as np
+
+from ..kernels.sampling import Chooser, Sampling
+from ..targets.contract import EngineError, Float32, PromptError
+from .base import Engine, Sequences
+from .tokens import GrowingText, Tokenizer
+
+Finish = Literal["stop", "length"]
+MAX_TOKENS = 1024
+_SAMPLING = {setting.name for setting in fields(Sampling)}
+
+
+class Settings(TypedDict, total=False):
+    """What a caller may say about an answer; all optional."""
+
+    max_tokens: int  # at most so many tokens; fewer where the context ends first
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    stop: str | Sequence[str]  # the answer ends before any of these texts
+    stop_tokens: Sequence[int]  # beside those of the model
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is found and where it ends."""
+
+    sampling: Sampling
+    max_tokens: int
+    stop: tuple[str, ...]
+    stop_tokens: tuple[int, ...]
+
+
+def decoding(**settings: Unpack[Settings]) -> Decoding:
+    """The settings, checked; greedy where nothing else is said.
+
+    Raises:
+        PromptError: one is unknown or outside its range.
+    """
+    if unknown := sorted(set(settings) - set(Settings.__annotations__)):
+        possible = ", ".join(Settings.__annotations__)
+        raise PromptError(f"settings {', '.join(unknown)} are unknown (they can be: {possible}).")
+    most = settings.get("max_tokens", MAX_TOKENS)
+    if most < 1:
+        raise PromptError(f"max_tokens {most} is not possible (it can be: above 0).")
+    stop = settings.get("stop", ())
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if "" in stops:
+        raise PromptError("stop '' is not possible (it can be: texts that are not empty).")
+    return Decoding(_sampling(settings), most, stops, tuple(settings.get("stop_tokens", ())))
+
+
+def _sampling(settings: Settings) -> Sampling:
+    drawn: dict[str, Any] = {name: value for name, value in settings.items() if name in _SAMPLING}
+    try:
+        return Sampling(**drawn)
+    except ValueError as reason:
+        raise PromptError(f"{reason}.") from reason
+
+
+@dataclass
+class Row:
+    """One sequence while it grows."""
+
+    chooser: Chooser
+    text: GrowingText
+    most: int  # tokens
+    stop_tokens: frozenset[int]
+    tokens: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    finish: Finish | None = None
+
+    def add(self, logits: Float32) -> str:
+        """Choose the next token; the text that it makes certain."""
+        token = self.chooser.choose(logits)
+        if token in self.stop_tokens:
+            return self._finish("stop", "")
+        self.tokens.append(token)
+        piece = self.text.add(token)
+        if self.text.stopped:
+            return self._finish("stop", piece)
+        if len(self.tokens) >= self.most:
+            return self._finish("length", piece)
+        return self._show(piece)
+
+    def _finish(self, why: Finish, piece: str) -> str:
+        rest = self.text.finish()
+        self.finish = "stop" if self.text.stopped else why
+        return self._show(piece + rest)
+
+    def _show(self, piece: str) -> str:
+        self.pieces.append(piece)
+        return piece
+
+
+def start_row(
+    tokenizer: Tokenizer,
+    how: Decoding,
+    ids: Sequence[int],
+    *,
+    context: int,
+    stop: Sequence[int],
+    vocabulary: int,
+    row: int,
+) -> Row:
+    """A sequence about to grow behind a prompt of these ids; `stop` are the model's own stop tokens."""
+    return Row(
+        Chooser(how.sampling, vocabulary, ids, row),
+        GrowingText(tokenizer, how.stop),
+        min(how.max_tokens, context - len(ids)),
+        frozenset((*stop, *how.stop_tokens)),
+    )
+
+
+def grow(engine: Engine, rows: Sequence[Row], logits: Float32, state: Sequences) -> Iterator[tuple[int, str]]:
+    """Let every row grow to its end, in one batch that shrinks; gives each row's number and piece of text as it comes.
+
+    Raises:
+        EngineError: the engine gives logits that are no numbers.
+    """
+    active = list(range(len(rows)))
+    while active:
+        if not np.isfinite(logits.max(axis=1)).all():
+            raise EngineError(f"engine '{engine.name}' gave logits that are no numbers. Check it with: ossicle verify")
+        for place, row in enumerate(active):
+            yield row, rows[row].add(logits[place])
+        places = [place for place, row in enumerate(active) if rows[row].finish is None]
+        if not places:
+            return
+        if len(places) < len(active):
+            state = engine.keep(state, places)
+        active = [active[place] for place in places]
+        logits, state = engine.step(state, np.array([rows[row].tokens[-1] for row in active], np.int64))

@@ -1,0 +1,56 @@
+"""Which runtimes there are, and which of them runs a bundle here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from ..targets.contract import EngineError
+from ..targets.manifest import Manifest
+from .base import Runtime
+
+# Modules beside this one that hold a RUNTIME, best first.
+NAMES = ("onnxruntime",)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A runtime and why it cannot run a bundle here; `reason` None: it can."""
+
+    runtime: Runtime
+    reason: str | None
+
+
+def runtimes() -> tuple[Runtime, ...]:
+    """Every runtime, usable or not."""
+    return tuple(import_module(f"{__package__}.{name}").RUNTIME for name in NAMES)
+
+
+def choices(manifest: Manifest, candidates: Sequence[Runtime]) -> tuple[Choice, ...]:
+    """What speaks against each candidate for this bundle, in their order."""
+    return tuple(Choice(runtime, _refusal(manifest, runtime)) for runtime in candidates)
+
+
+def select(manifest: Manifest, engine: str = "auto", candidates: Sequence[Runtime] | None = None) -> Runtime:
+    """The runtime of this name, or with "auto" the first that can run the bundle here.
+
+    Raises:
+        EngineError: there is none; every refusal with its reason.
+    """
+    candidates = runtimes() if candidates is None else candidates
+    named = [runtime for runtime in candidates if engine in ("auto", runtime.name)]
+    if not named:
+        possible = ", ".join(["auto", *(runtime.name for runtime in candidates)])
+        raise EngineError(f"engine '{engine}' is unknown (it can be: {possible}). See them with: ossicle doctor")
+    ranked = choices(manifest, named)
+    for choice in ranked:
+        if choice.reason is None:
+            return choice.runtime
+    reasons = "; ".join(f"{choice.runtime.name}: {choice.reason}" for choice in ranked)
+    raise EngineError(f"no engine can run bundle '{manifest.name}' here: {reasons}. See them with: ossicle doctor")
+
+
+def _refusal(manifest: Manifest, runtime: Runtime) -> str | None:
+    targets = sorted({artifact.target for artifact in manifest.artifacts})
+    if runtime.target not in targets:
+        return f"the bundle has no artifacts for target {runtime.target} (it has: {', '.join(targets) or 'none'})"
+    return runtime.usable()

@@ -1,0 +1,303 @@
+"""Audio in, text out: what a user holds in hand.
+
+with ossicle.load("bundle") as session:
+    print(session.transcribe("speech.wav", language="en").text)
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self, Unpack, overload
+
+import numpy as np
+
+from ..kernels.logmel import log_mel
+from ..targets import manifest as manifests
+from ..targets.contract import BundleError, EngineError, Float32, PromptError
+from ..targets.manifest import Manifest
+from .audio import AudioSource, load_audio
+from .base import Engine, Options, Runtime
+from .generate import Decoding, Finish, Row, Settings, decoding, grow, start_row
+from .prompt import Clip, Prompts, clips, read_messages
+from .select import select
+from .tokens import Tokenizer
+
+TOKENIZER = "tokenizer.json"
+BATCH = 8  # recordings decoded together
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time went, in seconds. Of what a batch did together, each recording has its share by tokens."""
+
+    audio: float  # length of the recordings themselves
+    encode: float  # reading, log-mel and audio encoder
+    prefill: float
+    decode: float
+    tokens: int  # of the answer
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.decode if self.decode else 0.0
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work per second of audio; 0 without audio."""
+        return (self.encode + self.prefill + self.decode) / self.audio if self.audio else 0.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer. `finish` "length": it ended at `max_tokens` or at the end of the context."""
+
+    text: str
+    tokens: tuple[int, ...]
+    engine: str
+    finish: Finish
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Transcription(Reply):
+    """The words of a recording."""
+
+    language: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prompt ready for the decoder: its ids, their embeddings with the audio in place, and what that took."""
+
+    ids: tuple[int, ...]
+    embeddings: Float32  # [sequence, hidden]
+    audio_seconds: float
+    seconds: float
+
+
+def load(bundle: str | Path, *, engine: str | Runtime = "auto", threads: int = 0, check: bool = True) -> "Session":
+    """A session on a bundle. `threads` 0: as many as there are cores; `check`: compare every file with its sha256.
+
+    Raises:
+        BundleError: there is no bundle, or it is damaged.
+        EngineError: no engine can run it here.
+    """
+    folder = Path(bundle)
+    manifest = manifests.read(folder)
+    manifests.check_files(folder, manifest, hashes=check)
+    if not (folder / TOKENIZER).is_file():
+        raise BundleError(f"bundle '{folder}' has no {TOKENIZER}. Build it again: ossicle build")
+    runtime = select(manifest, engine) if isinstance(engine, str) else engine
+    tokenizer = Tokenizer(folder / TOKENIZER)
+    return Session(manifest, tokenizer, runtime.open(folder, manifest, Options(threads=threads)))
+
+
+class Session:
+    """An opened bundle. Not thread-safe: one caller at a time. Close it, or use it as a context manager."""
+
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, engine: Engine) -> None:
+        self.manifest = manifest
+        self._tokenizer = tokenizer
+        self._open_engine: Engine | None = engine
+        self._context = min(manifest.text.context, int(manifest.recipe.get("context", manifest.text.context)))
+        self._prompts = Prompts(tokenizer, manifest.text, manifest.audio, self._context)
+
+    @property
+    def engine(self) -> str:
+        """What runs it, for example "onnxruntime-cpu"."""
+        return self._engine.name
+
+    @overload
+    def transcribe(
+        self, audio: AudioSource, *, language: str | None = None, rate: int | None = None, **settings: Unpack[Settings]
+    ) -> Transcription: ...
+
+    @overload
+    def transcribe(
+        self,
+        audio: list[AudioSource] | list[str] | list[Path] | list[Float32],
+        *,
+        language: str | None = None,
+        rate: int | None = None,
+        **settings: Unpack[Settings],
+    ) -> list[Transcription]: ...
+
+    def transcribe(
+        self, audio: Any, *, language: str | None = None, rate: int | None = None, **settings: Unpack[Settings]
+    ) -> Transcription | list[Transcription]:
+        """The words of a recording, or of each in a list, in order.
+
+        `language` is a code of two letters ("en"), None lets the model decide; `rate` is that of arrays of samples, in Hz.
+
+        Raises:
+            AudioError: a recording cannot be used.
+            PromptError: a setting is not possible, or a recording is longer than the context.
+        """
+        how = decoding(**settings)
+        sources = audio if isinstance(audio, list) else [audio]
+        results: list[Transcription] = []
+        for start in range(0, len(sources), BATCH):
+            batch = [self._hear(Clip(source, rate), language) for source in sources[start : start + BATCH]]
+            replies = self._answer(batch, how, start)
+            results += [Transcription(**vars(reply), language=language) for reply in replies]
+        return results if isinstance(audio, list) else results[0]
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Unpack[Settings]) -> Reply:
+        """The answer to a conversation of texts and recordings; what messages look like: runtimes/prompt.py.
+
+        Raises:
+            AudioError: a recording cannot be used.
+            PromptError: the conversation or a setting is not possible, or it is longer than the context.
+        """
+        how = decoding(**settings)
+        return self._answer([self._converse(messages)], how)[0]
+
+    def stream(
+        self,
+        source: AudioSource | Sequence[Mapping[str, Any]],
+        *,
+        language: str | None = None,
+        rate: int | None = None,
+        **settings: Unpack[Settings],
+    ) -> Iterator[str]:
+        """What `transcribe` gives for a recording, or `chat` for a list of messages, piece by piece as it is found.
+
+        Pieces hold whole characters only, and add up to the text.
+        """
+        how = decoding(**settings)
+        if isinstance(source, list | tuple):
+            if language is not None or rate is not None:
+                raise PromptError("a conversation has no language or rate of its own (only a transcription has).")
+            prepared = self._converse(source)
+        else:
+            prepared = self._hear(Clip(source, rate), language)
+        return self._pieces(prepared, how)
+
+    def score(self, audio: AudioSource, tokens: Sequence[int], *, language: str | None = None) -> Float32:
+        """Logits [len(tokens), vocabulary] from which each of `tokens` would be chosen as the transcript of `audio`.
+
+        Raises:
+            PromptError: there are no tokens, or they do not fit into the context.
+        """
+        prompt = self._hear(Clip(audio), language).embeddings
+        if not 0 < len(tokens) <= self._context - len(prompt):
+            raise PromptError(f"{len(tokens)} tokens cannot be scored (it can be: 1 to {self._context - len(prompt)}).")
+        answer = self._engine.embed(np.asarray(tokens, np.int64))[:-1]
+        logits = self._engine.score(np.concatenate([prompt, answer]))
+        return logits[len(prompt) - 1 :]
+
+    def log_mel(self, audio: AudioSource, *, rate: int | None = None) -> Float32:
+        """Log-mel windows [windows, mel bins, frames] of a recording, float32."""
+        return self._windows(self._samples(Clip(audio, rate)))
+
+    def embed_audio(self, audio: AudioSource, *, rate: int | None = None) -> Float32:
+        """Audio embeddings [windows, tokens per window, hidden] of a recording, float32."""
+        return self._engine.encode(self.log_mel(audio, rate=rate))
+
+    def close(self) -> None:
+        """Give the engine's memory back. A closed session answers nothing more."""
+        if self._open_engine is not None:
+            self._open_engine.close()
+        self._open_engine = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _engine(self) -> Engine:
+        if self._open_engine is None:
+            raise EngineError("the session is closed. Open another with ossicle.load(bundle).")
+        return self._open_engine
+
+    def _samples(self, clip: Clip) -> Float32:
+        return load_audio(clip.source, rate=clip.rate, target_rate=self.manifest.audio.sample_rate)
+
+    def _windows(self, samples: Float32) -> Float32:
+        audio = self.manifest.audio
+        return log_mel(
+            samples,
+            rate=audio.sample_rate,
+            fft=audio.fft,
+            hop=audio.hop,
+            bins=audio.mel_bins,
+            window_frames=audio.window_frames,
+        )
+
+    def _hear(self, clip: Clip, language: str | None) -> Prepared:
+        started = perf_counter()
+        samples = self._samples(clip)
+        ids = self._prompts.transcription(self._count([samples])[0], language)
+        return self._prepare(ids, [samples], started)
+
+    def _converse(self, messages: Sequence[Mapping[str, Any]]) -> Prepared:
+        started = perf_counter()
+        turns = read_messages(messages)
+        heard = [self._samples(clip) for clip in clips(turns)]
+        return self._prepare(self._prompts.chat(turns, self._count(heard)), heard, started)
+
+    def _count(self, heard: Sequence[Float32]) -> list[int]:
+        samples = self.manifest.audio.hop * self.manifest.audio.window_frames
+        return [-(-len(clip) // samples) for clip in heard]
+
+    def _prepare(self, ids: Sequence[int], heard: Sequence[Float32], started: float) -> Prepared:
+        """The prompt is checked against the context by now: only what fits is encoded."""
+        embeddings = np.array(self._engine.embed(np.asarray(ids, np.int64)))
+        if heard:
+            places = np.asarray(ids) == self.manifest.text.audio_token
+            audio = [self._engine.encode(self._windows(samples)) for samples in heard]
+            embeddings[places] = np.concatenate(audio).reshape(-1, embeddings.shape[1])
+        seconds = sum(map(len, heard)) / self.manifest.audio.sample_rate
+        return Prepared(tuple(ids), embeddings, seconds, perf_counter() - started)
+
+    def _row(self, prepared: Prepared, how: Decoding, number: int) -> Row:
+        text = self.manifest.text
+        return start_row(
+            self._tokenizer,
+            how,
+            prepared.ids,
+            context=self._context,
+            stop=text.stop_tokens,
+            vocabulary=text.vocabulary,
+            row=number,
+        )
+
+    def _pieces(self, prepared: Prepared, how: Decoding) -> Iterator[str]:
+        logits, state = self._engine.prefill([prepared.embeddings])
+        for _, piece in grow(self._engine, [self._row(prepared, how, 0)], logits, state):
+            if piece:
+                yield piece
+
+    def _answer(self, batch: Sequence[Prepared], how: Decoding, first: int = 0) -> list[Reply]:
+        """Answers of prompts decoded together; `first` is the number of the first among all of the caller's."""
+        rows = [self._row(prepared, how, first + i) for i, prepared in enumerate(batch)]
+        started = perf_counter()
+        logits, state = self._engine.prefill([prepared.embeddings for prepared in batch])
+        prefilled = perf_counter()
+        for _ in grow(self._engine, rows, logits, state):
+            pass
+        prefill, decode = prefilled - started, perf_counter() - prefilled
+        return [
+            self._reply(prepared, row, prefill * share, decode * part)
+            for prepared, row, share, part in zip(
+                batch,
+                rows,
+                _shares([len(prepared.ids) for prepared in batch]),
+                _shares([len(row.tokens) for row in rows]),
+                strict=True,
+            )
+        ]
+
+    def _reply(self, prepared: Prepared, row: Row, prefill: float, decode: float) -> Reply:
+        timings = Timings(prepared.audio_seconds, prepared.seconds, prefill, decode, len(row.tokens))
+        return Reply("".join(row.pieces), tuple(row.tokens), self.engine, row.finish or "stop", timings)
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    total = sum(counts)
+    return [count / total if total else 1 / len(counts) for count in counts]
