@@ -82,8 +82,8 @@ class FakeEngine:
         self.batches: list[int] = []
 
     def encode(self, mel: Float32) -> Float32:
-        pooled = mel.reshape(len(mel), 8, 16, AUDIO.tokens_per_window, 8).mean(axis=(2, 4)).swapaxes(1, 2)
-        return np.asarray(np.tile(pooled, 2), np.float32)
+        pooled = mel.reshape(len(mel), HIDDEN, 8, AUDIO.tokens_per_window, 8).mean(axis=(2, 4)).swapaxes(1, 2)
+        return np.asarray(pooled - pooled.mean(), np.float32)
 
     def embed(self, ids: Int64) -> Float32:
         return np.asarray(self._embedding[ids], np.float32)
@@ -111,13 +111,13 @@ class FakeEngine:
         self.closed = True
 
     def _logits(self, states: Float32) -> Float32:
-        return np.stack([np.tanh(state) @ self._head for state in states])
+        return np.stack([np.tanh(state * np.float32(0.2)) @ self._head for state in states])
 
     @staticmethod
     def _run(state: Float32, embeddings: Float32) -> Float32:
         states = []
         for embedding in embeddings:
-            state = np.roll(state, 1) * np.float32(0.9) + embedding
+            state = np.roll(state, 1) * np.float32(0.999) + embedding
             states.append(state)
         return np.stack(states)
 
@@ -127,6 +127,7 @@ class FakeRuntime:
 
     name = "fake"
     target = "fake"
+    engine = FakeEngine
 
     def __init__(self, reason: str | None = None) -> None:
         self.reason = reason
@@ -138,5 +139,5 @@ class FakeRuntime:
     def open(self, folder: Path, manifest: manifest.Manifest, options: Options) -> Engine:
         if not (folder / "model.fake").exists():
             raise EngineError(f"fake: '{folder}' has no model.fake for {manifest.name} on {options.provider}")
-        self.opened.append(FakeEngine())
+        self.opened.append(self.engine())
         return self.opened[-1]
