@@ -2,8 +2,9 @@
 
 import functools
 import json
+import os
 import sys
-import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -11,7 +12,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from .. import __version__
-from ..targets.contract import AudioError, BuildError, OssicleError
+from ..targets.contract import AudioError, BuildError, OssicleError, PromptError
 
 P = ParamSpec("P")
 app = typer.Typer(
@@ -71,6 +72,12 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _hush() -> None:
+    """Keep what libraries tell their programmers from the user's terminal."""
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 @app.callback()
 def common(
     version: Annotated[  # noqa: ARG001 - its callback answers
@@ -80,6 +87,8 @@ def common(
 ) -> None:
     """Options before any command."""
     _options["debug"] = debug
+    if not debug:
+        _hush()
 
 
 @app.command(epilog="Example: ossicle build ./voxtral --out voxtral-int4 --quant int4 --adapter ./lora:0.8")
@@ -169,12 +178,12 @@ def run(
     """Transcribe recordings, in order. A file that fails does not stop the others; the exit code is then 1."""
     import ossicle
 
-    session = ossicle.load(bundle)
     entries = []
-    for file in files:
-        entries.append(_transcribe(session, file, language))
-        if not as_json:
-            _print_transcript(entries[-1], alone=len(files) == 1)
+    with ossicle.load(bundle) as session:
+        for file in files:
+            entries.append(_transcribe(session, file, language))
+            if not as_json:
+                _print_transcript(entries[-1], alone=len(files) == 1)
     if as_json:
         print_json(entries)
     if any("error" in entry for entry in entries):
@@ -198,10 +207,10 @@ def chat(
 
     content = [{"type": "audio", "audio": str(file)} for file in audio or ()]
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
-    session = ossicle.load(bundle)
-    for piece in session.chat(messages, stream=True, max_tokens=max_tokens, temperature=temperature, seed=seed):
-        sys.stdout.write(str(piece))
-        sys.stdout.flush()
+    with ossicle.load(bundle) as session:
+        for piece in session.stream(messages, max_tokens=max_tokens, temperature=temperature, seed=seed):
+            typer.echo(piece, nl=False)
+            sys.stdout.flush()
     typer.echo()
 
 
@@ -281,13 +290,12 @@ def print_json(document: Any) -> None:
 
 
 def _transcribe(session: Any, file: Path, language: str | None) -> dict[str, Any]:
-    begun = time.perf_counter()
     try:
-        result = session.transcribe(file, language=language)
-    except AudioError as reason:
+        found = session.transcribe(file, language=language)
+    except (AudioError, PromptError) as reason:
         return {"file": str(file), "error": " ".join(str(reason).split())}
-    timings = {"seconds": round(time.perf_counter() - begun, 4)}
-    return {"file": str(file), "text": result.text, "engine": session.engine, "timings": timings}
+    timings = {name: round(value, 4) for name, value in vars(found.timings).items()}
+    return {"file": str(file), "text": found.text, "engine": found.engine, "timings": timings}
 
 
 def _print_transcript(entry: dict[str, Any], *, alone: bool) -> None:

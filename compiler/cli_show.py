@@ -76,7 +76,8 @@ def bundle(manifest: Manifest) -> None:
     head = ("target", "stage", "precision", "files", "size", "memory")
     out.print(_table(head, map(_artifact_row, manifest.artifacts)))
     if manifest.verification:
-        out.print(_table(("target", "verified", "by", *map(label, _SHOWN)), _verified_rows(manifest.verification)))
+        for target, entry in manifest.verification.items():
+            out.print(_table((f"{target} verified", _verdict(entry)), _verified_rows(entry["figures"])))
     else:
         out.print("not verified. Verify with: ossicle verify BUNDLE --checkpoint CHECKPOINT")
 
@@ -114,9 +115,19 @@ def checkpoint(document: Mapping[str, Any]) -> None:
 
 
 def facts(found: Any) -> None:
-    """What `doctor` found, one line a fact."""
-    rows = list(_flat("", plain(found)))
-    console().print(_table(("fact", "value"), rows))
+    """What `doctor` found: the machine, then each engine and what speaks against it."""
+    out, machine = console(), found.processor
+    sizes = {"memory": found.memory, "free memory": found.memory_available}
+    rows = [
+        ("system", found.system),
+        ("python", found.python),
+        ("processor", f"{machine.name}, {machine.architecture}, {machine.cores} cores"),
+        ("instructions", ", ".join(machine.instruction_sets) or "none of note"),
+        *((name, "unknown" if size is None else decimal(size)) for name, size in sizes.items()),
+    ]
+    out.print(_table(("machine", ""), rows))
+    engines = [(one.name, one.target, one.version or "-", one.reason or "works here") for one in found.runtimes]
+    out.print(_table(("engine", "runs", "version", "state"), engines))
 
 
 def target_rows() -> list[dict[str, Any]]:
@@ -160,20 +171,14 @@ def _artifact_row(artifact: Artifact) -> tuple[str, ...]:
     )
 
 
-def _verified_rows(section: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        (
-            target,
-            "passed" if entry["passed"] else f"FAILED: {', '.join(entry['failed'])}",
-            f"{entry['proof']}, {entry['engine']}",
-            *(_stored(name, entry["figures"].get(name)) for name in _SHOWN),
-        )
-        for target, entry in section.items()
-    ]
+def _verdict(entry: Mapping[str, Any]) -> str:
+    verdict = "passed" if entry["passed"] else f"FAILED: {', '.join(map(label, entry['failed']))}"
+    return f"{verdict} ({entry['proof']}, {entry['engine']})"
 
 
-def _stored(name: str, value: object) -> str:
-    return figure(name, float(value)) if isinstance(value, int | float | str) else "-"
+def _verified_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    known = {name: value for name, value in figures.items() if value is not None}
+    return [(label(name), figure(name, float(known[name]))) for name in _SHOWN if name in known]
 
 
 def _figure_row(name: str, value: float | None, check: Any) -> tuple[str, ...]:
@@ -188,17 +193,6 @@ def _targets(manifest: Manifest) -> list[str]:
 
 def _size(manifest: Manifest) -> int:
     return sum(file.size for file in bundle_files(manifest))
-
-
-def _flat(prefix: str, value: Any) -> Iterable[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
-        for key, entry in value.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else str(key), entry)
-    elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
-        for number, entry in enumerate(value):
-            yield from _flat(f"{prefix}[{number}]", entry)
-    else:
-        yield prefix, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -143,7 +143,13 @@ def ask(bundle: Path, questions: Sequence[Request]) -> Report:
     with tempfile.TemporaryDirectory(prefix="ossicle-verify-") as folder:
         asked, answers = Path(folder) / "requests.json", Path(folder) / "answers.npz"
         write_requests(asked, questions)
-        done = subprocess.run(command(bundle, asked, answers), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command(bundle, asked, answers),
+            env=os.environ | {"PYTHONSAFEPATH": "1"},  # nothing that lies in the working folder is imported
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
             raise EngineError(
