@@ -88,14 +88,13 @@ _NO_WEIGHT = re.compile(r"(.+\.)?rotary_emb\.(original_)?inv_freq")  # recompute
 
 def huggingface_config(document: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json made whole. `rope_theta` may stand by itself (before transformers 5) or in `rope_parameters`."""
-    text = dict(document.get("text_config") or {})
-    audio = {_AUDIO_ALIASES.get(key, key): value for key, value in dict(document.get("audio_config") or {}).items()}
+    text = {**_TEXT, **_section(document, "text_config")}
+    audio = {_AUDIO_ALIASES.get(key, key): value for key, value in _section(document, "audio_config").items()}
     text["rope_parameters"] = _rope(text.pop("rope_theta", None), text.pop("rope_scaling", None), text)
-    text = {**_TEXT, **text}
     if text["num_key_value_heads"] is None:
         text["num_key_value_heads"] = text["num_attention_heads"]
     if text["head_dim"] is None:
-        text["head_dim"] = text["hidden_size"] // text["num_attention_heads"]
+        text["head_dim"] = _per_head(text["hidden_size"], text["num_attention_heads"])
     config = {**_TOP, **document, "audio_config": {**_AUDIO, **audio}, "text_config": text}
     _check(config)
     return config
@@ -196,6 +195,17 @@ def _translated(params: Mapping[str, Any]) -> dict[str, Any]:
         "max_source_positions": encoder.get("max_source_positions") or 1500,
     }
     return huggingface_config({"text_config": text, "audio_config": audio, "audio_token_id": 24})
+
+
+def _section(document: Mapping[str, Any], key: str) -> dict[str, Any]:
+    section = document.get(key, {})
+    if not isinstance(section, dict):
+        raise CheckpointError(f"the configuration is not a Voxtral's: {key} is {section!r:.60}")
+    return section
+
+
+def _per_head(hidden: object, heads: object) -> int | None:
+    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
 
 
 def _rope(theta: float | None, scaling: Mapping[str, Any] | None, text: Mapping[str, Any]) -> dict[str, Any]:
