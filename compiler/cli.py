@@ -55,8 +55,15 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             complain(str(reason))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            complain("interrupted; nothing half-written is left behind")
+            complain("interrupted; no half-written bundle is left behind")
             raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise
+        except OSError as reason:
+            if _options["debug"]:
+                raise
+            complain(f"'{reason.filename}' cannot be used: {reason.strerror or reason}")
+            raise typer.Exit(1) from None
 
     return run
 
@@ -268,7 +275,9 @@ def demo(
     from .cli_progress import Bars
 
     with Bars() as bars:
-        demonstration.show(out, bars)
+        passed = demonstration.show(out, bars)
+    if not passed:
+        raise typer.Exit(1)
 
 
 def needs_build_extra(what: str) -> None:

@@ -3,7 +3,6 @@
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,14 +13,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..targets.contract import BuildError, Progress
-from ..targets.manifest import bundle_files
+from ..targets.manifest import Manifest, bundle_files
 from ..targets.probe import Report, Request
 from . import pipeline, speech
+from .checkpoint import open_checkpoint
 from .cli_show import console
+from .figures import Verification
 from .lora import AdapterSpec
-from .report import faults, figure
+from .report import faults, figure, label, write
 from .speech import Clip
-from .verify import ask
+from .verify import ask, mark, verify
 
 _CLIPS = 8  # recordings whose texts are shown
 
@@ -33,6 +34,17 @@ class Variant:
     name: str
     recipe: str
     adapter: bool
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a variant came to: its bundle, how that compares with its original, and how long both took, in seconds."""
+
+    variant: Variant
+    manifest: Manifest
+    verification: Verification
+    building: float
+    verifying: float
 
 
 @dataclass(frozen=True)
@@ -57,14 +69,13 @@ def show(out: Path | None, progress: Progress) -> bool:
     """
     begun, terminal = time.perf_counter(), console()
     clips = _shown(speech.load(speech.shipped()).clips)
-    with _folder(out) as name:
-        folder = Path(name)
-        built = [_build(variant, folder, progress, terminal) for variant in VARIANTS]
+    with tempfile.TemporaryDirectory(prefix="ossicle-demo-") as scratch:
+        folder = out or Path(scratch)
+        made = [_make(variant, folder, Path(scratch), progress, terminal) for variant in VARIANTS]
         heard = [_run(variant, folder, clips) for variant in VARIANTS]
-    _table(built, terminal)
-    _texts(clips, heard, terminal)
+    terminal.print(_figures(made), _texts(clips, heard), *map(_process, heard), sep="\n")
     terminal.print(f"All of it took {time.perf_counter() - begun:.0f} s.")
-    return all(report.verification is None or report.verification.passed for report in built)
+    return all(entry.verification.passed for entry in made)
 
 
 def shipped(name: str) -> Path:
@@ -81,24 +92,24 @@ def shipped(name: str) -> Path:
     return folder
 
 
-def _build(variant: Variant, folder: Path, progress: Progress, terminal: Console) -> pipeline.BuildReport:
-    adapters = [AdapterSpec(str(shipped("adapter")), 1.0)] if variant.adapter else []
-    report = pipeline.build(
-        shipped("model"),
-        folder / variant.name,
-        recipe=variant.recipe,
-        adapters=adapters,
-        force=True,
-        progress=progress,
-    )
+def _make(variant: Variant, folder: Path, scratch: Path, progress: Progress, terminal: Console) -> Made:
+    adapters = [AdapterSpec(shipped("adapter"))] if variant.adapter else []
     merged = " with its adapter merged" if adapters else ""
-    terminal.print(
-        f"Built and verified {variant.name}: the demo model in {variant.recipe}{merged}, {report.seconds:.0f} s."
+    terminal.print(f"[bold]{variant.name}[/]: the demo model in {variant.recipe}{merged}")
+    bundle = folder / variant.name
+    report = pipeline.build(
+        shipped("model"), bundle, recipe=variant.recipe, adapters=adapters, verify=False, force=True, progress=progress
     )
-    if report.verification is not None:
-        for fault in faults(report.verification):
-            terminal.print(f"  [bold red]failed[/]: {escape(fault)}")
-    return report
+    begun = time.perf_counter()
+    checkpoint = open_checkpoint(shipped("model"), adapters=adapters)
+    verification = verify(bundle, checkpoint, cache=scratch / "original", progress=progress)
+    seconds = time.perf_counter() - begun
+    verdict = "passed" if verification.passed else "[bold red]FAILED[/]"
+    terminal.print(f"  built in {report.seconds:.1f} s, verified against torch in {seconds:.1f} s: {verdict}")
+    for fault in faults(verification):
+        terminal.print(f"  {escape(fault)}")
+    write(bundle, verification)
+    return Made(variant, mark(bundle, verification), verification, report.seconds, seconds)
 
 
 def _run(variant: Variant, folder: Path, clips: Sequence[Clip]) -> Heard:
@@ -106,30 +117,22 @@ def _run(variant: Variant, folder: Path, clips: Sequence[Clip]) -> Heard:
     return Heard(variant, ask(folder / variant.name, asked))
 
 
-def _table(built: Sequence[pipeline.BuildReport], terminal: Console) -> None:
-    table = Table(
-        "bundle", "size", "logits differ by", "top-1 agrees", "word error rate", "of the original", "built in"
-    )
-    for variant, report in zip(VARIANTS, built, strict=True):
-        figures = report.verification.targets[0].figures if report.verification else None
-        names = ("logits", "top1", "wer", "wer_original")
-        table.add_row(
-            variant.name,
-            decimal(sum(file.size for file in bundle_files(report.manifest))),
-            *(figure(name, getattr(figures, name)) for name in names),
-            f"{report.seconds:.1f} s",
-        )
-    terminal.print(table)
+def _figures(made: Sequence[Made]) -> Table:
+    names = ("logits", "kl", "top1", "wer", "wer_original")
+    table = Table("bundle", "size", *map(label, names))
+    for entry in made:
+        figures = entry.verification.targets[0].figures
+        size = decimal(sum(file.size for file in bundle_files(entry.manifest)))
+        table.add_row(entry.variant.name, size, *(figure(name, getattr(figures, name)) for name in names))
+    return table
 
 
-def _texts(clips: Sequence[Clip], heard: Sequence[Heard], terminal: Console) -> None:
+def _texts(clips: Sequence[Clip], heard: Sequence[Heard]) -> Table:
     table = Table("recording", "said", *(entry.variant.name for entry in heard))
     for number, clip in enumerate(clips):
         texts = [entry.report.answers[number].text or "" for entry in heard]
         table.add_row(*map(escape, (clip.name, clip.text or "", *texts)))
-    terminal.print(table)
-    for entry in heard:
-        terminal.print(_process(entry))
+    return table
 
 
 def _process(entry: Heard) -> str:
@@ -147,9 +150,3 @@ def _shown(clips: Sequence[Clip]) -> list[Clip]:
     """The shortest recordings in which something is said."""
     spoken = [clip for clip in clips if clip.text]
     return sorted(spoken, key=lambda clip: clip.file.stat().st_size)[:_CLIPS]
-
-
-def _folder(out: Path | None) -> AbstractContextManager[str]:
-    if out is None:
-        return tempfile.TemporaryDirectory(prefix="ossicle-demo-")
-    return nullcontext(str(out))

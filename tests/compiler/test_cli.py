@@ -1,0 +1,205 @@
+"""The command line: what it prints, its exit codes, and what it does not import."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+
+import ossicle
+import pytest
+from ossicle.compiler import cli, cli_progress
+from ossicle.targets.contract import AudioError, BundleError
+from ossicle.targets.recipes import RECIPES
+from rich.console import Console
+from typer.testing import CliRunner
+
+RUNNER = CliRunner()
+
+
+@dataclass(frozen=True)
+class Timings:
+    audio: float = 2.0
+    encode: float = 0.123456
+    tokens: int = 4
+
+
+@dataclass(frozen=True)
+class Heard:
+    text: str
+    engine: str = "fake-cpu"
+    timings: Timings = field(default_factory=Timings)
+
+
+class FakeSession:
+    """Says the name of a recording back; refuses one that is called bad."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.asked.append("closed")
+
+    def transcribe(self, audio, *, language=None):
+        if "bad" in str(audio):
+            raise AudioError(f"'{audio}' cannot be read:\n it is text. Convert it")
+        return Heard(f"{Path(audio).stem} {language or ''}".strip())
+
+    def stream(self, messages, **settings):
+        self.asked.append((messages, settings))
+        yield from ("kit", "chen \u00e9")
+
+
+@pytest.fixture
+def session(monkeypatch):
+    fake = FakeSession()
+    monkeypatch.setattr(ossicle, "load", lambda _: fake, raising=False)
+    return fake
+
+
+def invoke(*arguments):
+    return RUNNER.invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_version_and_help():
+    assert invoke("--version").stdout == f"ossicle {ossicle.__version__}\n"
+    shown = invoke("--help").stdout
+    for command in ("build", "run", "chat", "verify", "inspect", "doctor", "targets", "demo"):
+        assert command in shown
+        assert "Usage" in invoke(command, "--help").stdout
+
+
+def test_run_prints_a_list_in_the_order_of_the_files(session):
+    found = invoke("run", "bundle", "b.wav", "a.wav", "--language", "en", "--json")
+    assert found.exit_code == 0
+    timings = {"audio": 2.0, "encode": 0.1235, "tokens": 4}
+    assert json.loads(found.stdout) == [
+        {"file": "b.wav", "text": "b en", "engine": "fake-cpu", "timings": timings},
+        {"file": "a.wav", "text": "a en", "engine": "fake-cpu", "timings": timings},
+    ]
+    assert session.asked == ["closed"]
+
+
+@pytest.mark.usefixtures("session")
+def test_a_file_that_fails_leaves_the_others_transcribed():
+    found = invoke("run", "bundle", "a.wav", "bad.wav", "c.wav", "--json")
+    assert found.exit_code == 1
+    first, failed, last = json.loads(found.stdout)
+    assert (first["text"], last["text"]) == ("a", "c")
+    assert failed == {"file": "bad.wav", "error": "'bad.wav' cannot be read: it is text. Convert it"}
+
+
+@pytest.mark.usefixtures("session")
+def test_run_prints_texts_and_says_errors_aside():
+    assert invoke("run", "bundle", "a.wav").stdout == "a\n"
+    found = invoke("run", "bundle", "a.wav", "bad.wav")
+    assert found.stdout == "a.wav: a\n"
+    assert found.stderr == "ossicle: 'bad.wav' cannot be read: it is text. Convert it\n"
+
+
+def test_chat_streams_what_it_is_told(session):
+    found = invoke("chat", "bundle", "--audio", "a.wav", "--audio", "b.wav", "which room?", "--temperature", "0.5")
+    assert found.stdout == "kitchen \u00e9\n"
+    (messages, settings), closed = session.asked
+    assert messages == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "audio", "audio": "a.wav"},
+                {"type": "audio", "audio": "b.wav"},
+                {"type": "text", "text": "which room?"},
+            ],
+        }
+    ]
+    assert settings == {"max_tokens": 512, "temperature": 0.5, "seed": 0}
+    assert closed == "closed"
+
+
+def test_an_error_is_one_line_and_exit_code_one(monkeypatch):
+    def refuse(_):
+        raise BundleError("'x' is damaged:\n  a.onnx is missing. Build it again")
+
+    monkeypatch.setattr(ossicle, "load", refuse, raising=False)
+    found = invoke("run", "x", "a.wav", "--json")
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert found.stderr == "ossicle: 'x' is damaged: a.onnx is missing. Build it again\n"
+    assert isinstance(invoke("--debug", "run", "x", "a.wav").exception, BundleError)
+
+
+def test_an_interruption_is_exit_code_130(monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ossicle, "load", interrupted, raising=False)
+    found = invoke("run", "x", "a.wav")
+    assert found.exit_code == 130
+    assert found.stderr.startswith("ossicle: interrupted")
+
+
+def test_inspect_refuses_what_is_not_there(tmp_path):
+    found = invoke("inspect", tmp_path / "nothing")
+    assert found.exit_code == 1
+    assert "nothing" in found.stderr
+    assert found.stderr.count("\n") == 1
+
+
+def test_targets_lists_the_recipes_that_each_holds():
+    (row,) = [row for row in json.loads(invoke("targets", "--json").stdout) if row["target"] == "onnx"]
+    assert row["recipes"] == list(RECIPES)
+    assert "onnx" in invoke("targets").stdout
+
+
+def test_doctor_prints_json_alone():
+    document = json.loads(invoke("doctor", "--json").stdout)
+    assert document["processor"]["cores"] >= 1
+    assert "onnxruntime" in [runtime["name"] for runtime in document["runtimes"]]
+    assert "onnxruntime" in invoke("doctor").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("build", "checkpoint", "--out", "bundle"),
+        ("verify", "bundle", "--checkpoint", "checkpoint"),
+        ("demo",),
+    ],
+)
+def test_without_the_build_extra_the_pip_command_is_said(monkeypatch, arguments):
+    monkeypatch.setattr(cli, "_BUILD", ("torch_that_is_not_here",))
+    found = invoke(*arguments)
+    assert found.exit_code == 1
+    assert "pip install 'ossicle[build,onnx]'" in found.stderr
+    assert "torch_that_is_not_here" in found.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["doctor", "--json"], ["targets", "--json"]])
+def test_light_commands_import_nothing_heavy(arguments):
+    code = (
+        "import sys\n"
+        "from ossicle.compiler.cli import app\n"
+        f"app({arguments!r}, standalone_mode=False)\n"
+        "print(sorted({'torch', 'transformers', 'onnx', 'onnx_ir'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_bars_show_amounts_and_stay_quiet_off_a_terminal():
+    terminal = Console(force_terminal=True, width=120, record=True, file=StringIO())
+    for console in (terminal, Console(force_terminal=False, record=True, file=StringIO())):
+        with cli_progress.Bars(console) as bars:
+            bars.advance(1)
+            bars.start("write", 4_000_000, "bytes")
+            bars.advance(4_000_000)
+            bars.start("original", 3, "clips")
+            bars.advance(3)
+        shown = console.export_text()
+        if console is terminal:
+            assert "4.0 MB of 4.0 MB" in shown
+            assert "3 clips of 3 clips" in shown
+        else:
+            assert shown.strip() == ""
