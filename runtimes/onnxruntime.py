@@ -178,7 +178,7 @@ class _FusedDecoder:
         binding = self._graph.session.io_binding()
         total = max(past) + embeddings.shape[1]
         for name, value in self._graph.inputs(embeddings, past, total, keep=1).items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            binding.bind_cpu_input(name, np.asarray(value, order="C"))
         binding.bind_output("logits")
         for name, present, array in zip(self._graph.past, self._graph.present, buffers.arrays, strict=True):
             value = OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
@@ -226,7 +226,7 @@ class _StandardDecoder:
     def _values(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         from onnxruntime import OrtValue
 
-        return {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        return {name: OrtValue.ortvalue_from_numpy(np.asarray(array, order="C")) for name, array in arrays.items()}
 
 
 def _model_file(folder: Path, manifest: Manifest, stage: str) -> Path:
