@@ -210,7 +210,7 @@ class HalfSplit:
     Within each head of d rows, interleaved RoPE turns row 2i with row 2i + 1, transformers' turns row i with row i + d/2.
     """
 
-    stored: StoredTensor
+    stored: TensorSource
     heads: int
 
     @property

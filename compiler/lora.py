@@ -289,7 +289,7 @@ class _Reading:
         """The low-rank updates by canonical name."""
         found: dict[str, LowRank] = {}
         for module, pair in self._pairs.items():
-            name = self._model.adapted(module) + ".weight"
+            name = self._model.adapted(f"{module}.weight")
             update = self._update(module, pair)
             if name not in self._shapes:
                 self.faults.append(f"module '{module}' is not in the model")

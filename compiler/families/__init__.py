@@ -38,8 +38,8 @@ class Family(Protocol):
     def canonical(self, name: str, layout: Layout) -> str | None:
         """The canonical name of a stored tensor; None for what is known to be no weight, `name` where nothing fits."""
 
-    def adapted(self, module: str) -> str:
-        """The canonical name of a module as an adapter names it."""
+    def adapted(self, name: str) -> str:
+        """The canonical name of a parameter as an adapter names it."""
 
     def permuted_heads(self, name: str, config: Mapping[str, Any]) -> int | None:
         """Heads of a matrix whose rows Mistral's layout orders for interleaved RoPE; None for all others."""

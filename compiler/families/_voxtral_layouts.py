@@ -130,9 +130,9 @@ def canonical(name: str, layout: Layout) -> str | None:
     return _replaced(name, _HUGGINGFACE_NAMES) if layout == "huggingface" else _mistral_name(name)
 
 
-def adapted(module: str) -> str:
-    """The canonical name of a module as an adapter names it: either key style, or trained on the text model alone."""
-    return _replaced(module, _HUGGINGFACE_NAMES + _TEXT_MODEL_NAMES)
+def adapted(name: str) -> str:
+    """The canonical name of an adapter's parameter: either key style, or trained on the text model alone."""
+    return _replaced(name, _HUGGINGFACE_NAMES + _TEXT_MODEL_NAMES)
 
 
 def permuted_heads(name: str, config: Mapping[str, Any]) -> int | None:

@@ -27,6 +27,7 @@ __all__ = [
     "EMBEDDING",
     "LM_HEAD",
     "MODEL_TYPE",
+    "POSITIONS",
     "STAGES",
     "adapted",
     "audio_facts",

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -157,9 +157,10 @@ def test_streamed_random_checkpoints_open(tmp_path: Path, keys: Any) -> None:
 
 
 def test_streamed_bfloat16_is_rounded_as_torch_rounds(tmp_path: Path) -> None:
-    for dtype in ("float32", "bfloat16"):
-        write_random(tmp_path / dtype, checkpoints.tiny_config(), tokenizer=checkpoints.TEKKEN, dtype=dtype)  # type: ignore[arg-type]
-    full, half = (open_checkpoint(tmp_path / dtype) for dtype in ("float32", "bfloat16"))
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    for dtype in dtypes:
+        write_random(tmp_path / dtype, checkpoints.tiny_config(), tokenizer=checkpoints.TEKKEN, dtype=dtype)
+    full, half = (open_checkpoint(tmp_path / dtype) for dtype in dtypes)
     expected = whole(full, voxtral.LM_HEAD).to(torch.bfloat16).float()
     assert torch.equal(whole(half, voxtral.LM_HEAD), expected)
 
