@@ -308,7 +308,7 @@ def _load(path: Path, clip: Clip) -> Reading | None:
     import zipfile
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             replies = json.loads(archive["document"].tobytes())
             logits = [archive.get(f"logits{i}") for i in range(len(replies))]
             logmel, audio = archive["logmel"], archive["audio"]
