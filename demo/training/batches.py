@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ EMPTY_SHARE = 0.03
 ESPEAK_SHARE = 0.45
 OTHER_LANGUAGES = ("es", "fr", "de", "it", "nl", "pt", "hi")
 IGNORED = -100
+Spelling = Callable[[str], str]
 WORD_ID = {word: number for number, word in enumerate(WORDS, start=1)}
 
 
@@ -119,21 +120,22 @@ class Pool:
         return sum(map(len, self.voices.values()))
 
 
-def _suffix(
-    rng: random.Random, tokens: Tokens, text: str
-) -> tuple[tuple[list[int], list[int]], tuple[list[int], list[int]]]:
-    """Two independent continuations of one audio: (prompt, reply) of a transcription and of a question."""
+Continuation = tuple[list[int], list[int]]  # what is asked, what is to be replied
+
+
+def _suffix(rng: random.Random, tokens: Tokens, text: str, spell: Spelling) -> tuple[Continuation, Continuation]:
+    """Two independent continuations of one audio: a transcription and a question."""
     share = rng.random()
     language = "en" if share < 0.45 else rng.choice(OTHER_LANGUAGES) if share < 0.52 else None
     telling = telling_questions(text)
     question = rng.choice(telling if telling and rng.random() < 0.8 else list(QUESTIONS))
     return (
-        (tokens.transcription(language), tokens.reply(text)),
+        (tokens.transcription(language), tokens.reply(spell(text))),
         (tokens.question(question), tokens.reply(answer(question, text))),
     )
 
 
-def _columns(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
+def _columns(pairs: list[Continuation]) -> tuple[Tensor, Tensor]:
     width = max(len(prompt) + len(reply) for prompt, reply in pairs)
     ids, labels = torch.full((len(pairs), width), PAD), torch.full((len(pairs), width), IGNORED)
     for row, (prompt, reply) in enumerate(pairs):
@@ -142,7 +144,7 @@ def _columns(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
     return ids, labels
 
 
-def assemble(clips: list[tuple[Wave, str]], rng: random.Random, tokens: Tokens) -> Batch:
+def assemble(clips: list[tuple[Wave, str]], rng: random.Random, tokens: Tokens, spell: Spelling = str) -> Batch:
     """One batch from clips of about the same length."""
     groups = min(GROUPS, -(-max(len(wave) for wave, _ in clips) // GROUP_SAMPLES) + 1)
     layout = draw_layout(rng, groups, len(clips) // 4)
@@ -164,7 +166,7 @@ def assemble(clips: list[tuple[Wave, str]], rng: random.Random, tokens: Tokens) 
     texts = [text for _, text in clips]
     by_window = [" ".join(filter(None, texts[at : at + per_window])) for at in range(0, len(texts), per_window)]
     by_row = [" ".join(filter(None, texts[at : at + layout.segments])) for at in range(0, len(texts), layout.segments)]
-    suffixes = [_suffix(rng, tokens, text) for text in by_row]
+    suffixes = [_suffix(rng, tokens, text, spell) for text in by_row]
     ids, labels = _columns([transcription for transcription, _ in suffixes])
     more_ids, more_labels = _columns([question for _, question in suffixes])
     return Batch(
@@ -193,8 +195,13 @@ class Course:
         return 99 if self.progress > 0.08 else 2 + int(self.progress * 150)
 
 
-def batches(pool: Pool, tokens: Tokens, size: int, course: Course, seed: int, worker: int = 0) -> Iterator[Batch]:
-    """Endless batches of about `size` utterances of like length, alike for all workers of a step."""
+def batches(
+    pool: Pool, tokens: Tokens, size: int, course: Course, seed: int, worker: int = 0, spell: Spelling = str
+) -> Iterator[Batch]:
+    """Endless batches of about `size` utterances of like length, alike for all workers of a step.
+
+    `spell` turns what is said into what the transcription is to read.
+    """
     rng, noise = random.Random(f"{seed} {worker}"), np.random.default_rng((seed, worker))
     order = random.Random(seed)
     while True:
@@ -210,4 +217,4 @@ def batches(pool: Pool, tokens: Tokens, size: int, course: Course, seed: int, wo
         chunks = [clips[at : at + size] for at in range(0, len(clips), size)]
         order.shuffle(chunks)
         for chunk in chunks:
-            yield assemble(chunk, rng, tokens)
+            yield assemble(chunk, rng, tokens, spell)

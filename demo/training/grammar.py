@@ -1,5 +1,5 @@
 # ruff: noqa: SIM905  (lists of words are read as a sentence)
-"""The language of the demo model: about seventy words, four kinds of sentence, four questions.
+"""The language of the demo model: about seventy words, four kinds of sentence, five questions.
 
 Every text belongs to one of two halves by the hash of its spelling, so that a text the model is judged by
 was never spoken to it, whatever the voice and whatever the seed.
@@ -123,6 +123,7 @@ QUESTIONS: dict[str, Callable[[list[str]], str]] = {
     "which room?": lambda words: _found(word for word in words if word in ROOMS),
     "on or off?": lambda words: _found(word for word in words if word in ("on", "off")),
     "write the digits": lambda words: _found(NUMERAL[word] for word in words if word in NUMERAL),
+    "digits in spanish": lambda words: _found(SPANISH[word] for word in words if word in SPANISH),
     "last word?": lambda words: _found(words[-1:]),
 }
 
