@@ -99,7 +99,7 @@ def test_into_mistrals_layout(base: Any, tmp_path: Path) -> None:
 def test_several_with_weights(base: Any, hub: Path, tmp_path: Path) -> None:
     deltas = []
     for number, modules in enumerate((ATTENTION, ["q_proj", "embed_tokens"])):
-        options = {"target_modules": modules, "r": 2 + number, "seed": number}
+        options: dict[str, Any] = {"target_modules": modules, "r": 2 + number, "seed": number}
         wrapped = checkpoints.save_adapter(tmp_path / str(number), copy.deepcopy(base), **options)
         deltas.append(merged(wrapped))
     specs = [AdapterSpec(tmp_path / "0", 0.5), AdapterSpec(tmp_path / "1", -2.0)]
@@ -276,7 +276,7 @@ def test_files_refused(hub: Path, adapter: Path, tmp_path_factory: pytest.TempPa
 
 def test_two_that_replace_the_same(base: Any, hub: Path, tmp_path: Path) -> None:
     for number in (1, 2):
-        options = {"target_modules": ATTENTION, "modules_to_save": ["linear_2"], "seed": number}
+        options: dict[str, Any] = {"target_modules": ATTENTION, "modules_to_save": ["linear_2"], "seed": number}
         checkpoints.save_adapter(tmp_path / str(number), copy.deepcopy(base), **options)
     message = refusal(hub, AdapterSpec(tmp_path / "1"), AdapterSpec(tmp_path / "2"))
     assert "'model.multi_modal_projector.linear_2.weight' ('1' and '2')" in message
@@ -287,7 +287,7 @@ def test_two_that_replace_the_same(base: Any, hub: Path, tmp_path: Path) -> None
 def test_two_beside_the_same_base_copy(base: Any, hub: Path, tmp_path: Path) -> None:
     """PEFT saves the embedding beside an update of it; equal copies are no conflict, and no weight scales them."""
     for number in (1, 2):
-        options = {"target_modules": ["embed_tokens"], "seed": number}
+        options: dict[str, Any] = {"target_modules": ["embed_tokens"], "seed": number}
         checkpoints.save_adapter(tmp_path / str(number), copy.deepcopy(base), **options)
     assert any("base_layer" in name for name in load_file(tmp_path / "1" / "adapter_model.safetensors"))
     opened = open_checkpoint(hub, adapters=[AdapterSpec(tmp_path / "1", 0.0), AdapterSpec(tmp_path / "2", 0.0)])
