@@ -74,9 +74,9 @@ def build(checkpoint: Path, recipe: str) -> Path:
 def compare(bundle: Path, recipe: str, clips: Sequence[Path]) -> int:
     """How many texts differ, all of them printed."""
     rows = list(zip(clips, ours(bundle, clips), theirs(bundle, clips), strict=True))
-    print(f"\n{recipe:28} {'ossicle':48} transformers.js")
+    print(f"\n{recipe:28} {'ossicle':60} transformers.js")
     for clip, our, their in rows:
-        print(f"{clip.name:28} {our:48} {'=' if our == their else their + '  <- differs'}")
+        print(f"{clip.name:28} {our:60} {'=' if our == their else their + '  <- differs'}")
     return sum(our != their for _, our, their in rows)
 
 
