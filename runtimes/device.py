@@ -10,21 +10,9 @@ from pathlib import Path
 from .select import runtimes
 
 # Of these instruction sets engines make use; names as Linux and macOS give them.
-INSTRUCTION_SETS = tuple(
-    [
-        "avx2",
-        "avx512f",
-        "avx512_vnni",
-        "avx_vnni",
-        "avx512_bf16",
-        "amx_int8",
-        "amx_bf16",
-        "asimd",
-        "asimddp",
-        "i8mm",
-        "bf16",
-        "sve",
-    ]
+INSTRUCTION_SETS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve"),
 )
 
 
