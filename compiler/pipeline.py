@@ -52,7 +52,7 @@ def build(
     out: str | Path,
     *,
     targets: Sequence[str] = ("onnx",),
-    recipe: str = "int4",
+    recipe: str | Recipe = "int4",
     adapters: Sequence[AdapterSpec] = (),
     speech: Path | None = None,
     verify: bool = True,
@@ -68,7 +68,8 @@ def build(
         OssicleError: the checkpoint, an adapter, the recipe, the place or the disk is not as it has to be.
     """
     started, progress = time.perf_counter(), progress or Silent()
-    chosen, formats = named_recipe(recipe), [registry.target(name) for name in targets]
+    chosen = named_recipe(recipe) if isinstance(recipe, str) else recipe
+    formats = [registry.target(name) for name in targets]
     for format_ in formats:
         format_.check(chosen)
     opened = open_checkpoint(checkpoint, adapters=adapters)

@@ -4,6 +4,7 @@ Cached attention and the choice of logits stay opaque operators of ours (`ossicl
 form of them: a target replaces them while lowering.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -23,9 +24,10 @@ def stage(
     """`module` traced on fake `inputs` (nested lists of tensors allowed), its varying dimensions taken from `ports`."""
     import torch
 
-    program = torch.export.export(
-        module, (), dict(inputs), dynamic_shapes=_dynamic_shapes(inputs, iter(ports[0])), strict=False
-    )
+    shapes = _dynamic_shapes(inputs, iter(ports[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its pytree
+        program = torch.export.export(module, (), dict(inputs), dynamic_shapes=shapes, strict=False)
     signature = program.graph_signature
     names = [*signature.parameters, *signature.buffers]
     weights = {name: name for name in names if name not in constants}

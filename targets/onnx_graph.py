@@ -43,19 +43,17 @@ def _translate(stage: TracedStage, recipe: Recipe) -> Any:
 
     operators = torch.ops.ossicle
     fused = recipe.attention == "fused"
-    program = stage.program.run_decompositions(
-        {
-            operators.cached_attention.default: _group_query_attention if fused else _attention_with_past,
-            operators.attention.default: _multi_head_attention if fused else _attention,
-            operators.last.default: _last,
-        }
-    )
+    forms = {
+        operators.cached_attention.default: _group_query_attention if fused else _attention_with_past,
+        operators.attention.default: _multi_head_attention if fused else _attention,
+        operators.last.default: _last,
+    }
     # it warns that torchvision's operators are not there, which no stage has
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its pytree
         translated = torch.onnx.export(
-            program,
+            stage.program.run_decompositions(forms),
             dynamo=True,
             opset_version=OPSET,
             optimize=False,

@@ -252,7 +252,7 @@ def _add_job(layout: Layout, tensor: QuantizedTensor, codes: Slot, scales: Slot,
 
     def job(files: DataFiles) -> None:
         for block in tensor.blocks():
-            files.write(codes, block.start * (codes.size // rows), _packed_codes(block, tensor))
+            files.write(codes, block.start * (codes.size // rows), _packed_codes(block, tensor.format, codes.size // rows))
             files.write(scales, block.start * (scales.size // rows), block.scales)
             if zeros is not None:
                 files.write(zeros, block.start * (zeros.size // rows), _packed_zero_points(block, tensor.format))
@@ -260,10 +260,9 @@ def _add_job(layout: Layout, tensor: QuantizedTensor, codes: Slot, scales: Slot,
     layout.jobs.append((4 * rows * tensor.shape[1], job))
 
 
-def _packed_codes(block: QuantizedRows, tensor: QuantizedTensor) -> NDArray[np.uint8]:
-    form = tensor.format
-    width = -(-tensor.shape[1] // form.group) * form.group
-    codes = groupwise.pad_columns(block.codes, width, 1 << (form.bits - 1))
+def _packed_codes(block: QuantizedRows, form: WeightFormat, width: int) -> NDArray[np.uint8]:
+    """Rows of `width` bytes: MatMulNBits wants the last group whole, GatherBlockQuantized the columns as they are."""
+    codes = groupwise.pad_columns(block.codes, width * 8 // form.bits, 1 << (form.bits - 1))
     return groupwise.pack_pairs(codes) if form.bits == 4 else codes
 
 

@@ -1,0 +1,93 @@
+"""One build of a tiny model for every target, recipe and family, and the torch model that each artifact must equal."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ossicle.compiler.pipeline import build
+from ossicle.runtimes.base import Engine, Options
+from ossicle.runtimes.select import runtimes
+from ossicle.targets import manifest as manifests
+from ossicle.targets import registry
+from ossicle.targets.recipes import RECIPES
+from ossicle.tests import checkpoints
+from ossicle.tests.conformance.readers import READERS
+
+FAMILIES = ("voxtral",)
+FORMS = [*RECIPES, "fp32/standard"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A bundle, the engine that runs it, and torch with the numbers that the bundle stores."""
+
+    target: str
+    recipe: str
+    folder: Path
+    manifest: manifests.Manifest
+    engine: Engine
+    original: Any  # the model that was compiled
+    stored: Any  # the same model with the weights read back from the artifacts
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference in logits; float16 computes with 11 bits."""
+        return 3e-2 if self.recipe == "fp16" else 1e-4
+
+
+def cases() -> list[tuple[str, str, str, str]]:
+    """Every family, target, runtime of that target, and form."""
+    return [
+        (family, target, runtime.name, form)
+        for family in FAMILIES
+        for target in registry.names()
+        for runtime in runtimes()
+        if runtime.target == target
+        for form in FORMS
+    ]
+
+
+@pytest.fixture(scope="session", params=cases(), ids="-".join)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    _, target, runtime_name, form = request.param
+    runtime = next(runtime for runtime in runtimes() if runtime.name == runtime_name)
+    if reason := runtime.usable():
+        pytest.skip(reason)
+    work = tmp_path_factory.mktemp("case")
+    original = checkpoints.model()
+    folder = work / "bundle"
+    build(
+        checkpoints.save_hub(work / "checkpoint", original),
+        folder,
+        targets=(target,),
+        recipe=_recipe(form),
+        verify=False,
+    )
+    manifest = manifests.read(folder)
+    engine = runtime.open(folder, manifest, Options(threads=1))
+    yield Case(target, form.split("/")[0], folder, manifest, engine, original, _stored(folder, manifest, target))
+    engine.close()
+
+
+def _recipe(form: str) -> Any:
+    """The recipe of a form. Engines keep float activations, or their rounding would hide a fault in the weights."""
+    name, _, attention = form.partition("/")
+    return replace(RECIPES[name], integer_activations=False, attention=attention or "fused")
+
+
+def _stored(folder: Path, manifest: manifests.Manifest, target: str) -> Any:
+    import torch
+
+    files = [
+        folder / file.path for artifact in manifest.artifacts for file in artifact.files if artifact.target == target
+    ]
+    weights = READERS[target](files)
+    model = checkpoints.model()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            assert weights[name].shape == tuple(parameter.shape), name
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
+    return model

@@ -1,0 +1,56 @@
+"""Weights read back from artifacts by code that shares nothing with what wrote them: name -> float32 array."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+
+def onnx_weights(files: list[Path]) -> dict[str, np.ndarray]:
+    """Every weight of the `.onnx` files, as float32 in the checkpoint's own shape, integers times their scales."""
+    weights: dict[str, np.ndarray] = {}
+    for path in files:
+        if path.suffix == ".onnx":
+            weights |= _graph_weights(onnx.load(path))
+    return weights
+
+
+def _graph_weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weights = {name: _floats(name, value) for name, value in held.items() if value.dtype in (np.float32, np.float16)}
+    for node in model.graph.node:
+        if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+            attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+            names = [name for name in node.input if name.endswith((".codes", ".scales", ".zero_points"))]
+            weights[names[0].removesuffix(".codes")] = _dequantized([held[name] for name in names], attributes)
+    return {name.removesuffix(".T"): value for name, value in weights.items()}
+
+
+def _floats(name: str, value: np.ndarray) -> np.ndarray:
+    value = value.astype(np.float32)
+    return value.T if name.endswith(".T") else value
+
+
+def _dequantized(parts: list[np.ndarray], attributes: dict[str, int]) -> np.ndarray:
+    """Unpacked by hand: element j of a row is in the low or high half of byte j // 2, or byte j itself."""
+    bits, group = attributes["bits"], attributes["block_size"]
+    packed = parts[0].reshape(attributes.get("N", len(parts[0])), -1)
+    codes = _unpacked(packed, bits).astype(np.float32)
+    rows, columns = codes.shape
+    groups = -(-columns // group)
+    zeros = np.full((rows, groups), 2 ** (bits - 1), np.float32)
+    if len(parts) == 3:
+        zeros = _unpacked(parts[2].reshape(rows, -1), bits)[:, :groups].astype(np.float32)
+    scales = parts[1].astype(np.float32).reshape(rows, groups)
+    spread = [np.repeat(values, group, axis=1)[:, :columns] for values in (zeros, scales)]
+    return ((codes - spread[0]) * spread[1])[:, : attributes.get("K", columns)]
+
+
+def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+    if bits == 8:
+        return packed
+    return np.stack([packed % 16, packed // 16], axis=-1).reshape(len(packed), -1)
+
+
+READERS = {"onnx": onnx_weights}

@@ -1,0 +1,106 @@
+"""What every artifact has to do on every runtime, against torch."""
+
+import numpy as np
+import pytest
+import torch
+from ossicle.compiler.families import family
+from ossicle.compiler.figures import divergence
+from ossicle.targets.recipes import RECIPES
+from ossicle.tests.conformance.conftest import Case
+
+GENERATOR = np.random.default_rng(3)
+
+
+def windows(case: Case, count: int) -> np.ndarray:
+    audio = case.manifest.audio
+    return GENERATOR.standard_normal((count, audio.mel_bins, audio.window_frames)).astype(np.float32)
+
+
+def prompt(case: Case, length: int) -> np.ndarray:
+    return (GENERATOR.standard_normal((length, case.manifest.text.hidden)) * 0.5).astype(np.float32)
+
+
+def tokens(case: Case, *shape: int) -> np.ndarray:
+    return GENERATOR.integers(0, case.manifest.text.vocabulary, shape)
+
+
+@torch.no_grad()
+def logits(model, prompts: list[np.ndarray]) -> list[np.ndarray]:
+    return [model(inputs_embeds=torch.from_numpy(one)[None]).logits[0].numpy() for one in prompts]
+
+
+@torch.no_grad()
+def embed(model, ids: np.ndarray) -> np.ndarray:
+    return model.get_input_embeddings()(torch.from_numpy(ids)).numpy()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_audio_embeddings(case: Case, count: int) -> None:
+    mel = windows(case, count)
+    with torch.no_grad():
+        features = case.stored.model.get_audio_features(torch.from_numpy(mel)).pooler_output
+    expected = features.reshape(count, case.manifest.audio.tokens_per_window, -1).numpy()
+    ours = case.engine.encode(mel)
+    assert ours.shape == expected.shape
+    assert np.linalg.norm(ours - expected) <= (5e-3 if case.recipe == "fp16" else 1e-5) * np.linalg.norm(expected)
+
+
+def test_token_embeddings(case: Case) -> None:
+    ids = np.arange(case.manifest.text.vocabulary)
+    assert np.array_equal(case.engine.embed(ids), embed(case.stored, ids))
+
+
+def test_scores_at_every_position(case: Case) -> None:
+    text = prompt(case, 70)
+    assert np.abs(case.engine.score(text) - logits(case.stored, [text])[0]).max() <= case.tolerance
+
+
+def test_prompts_of_unequal_length_step_together(case: Case) -> None:
+    prompts = [prompt(case, length) for length in (1, 37, 400)]
+    ours, state = case.engine.prefill(prompts)
+    for _ in range(4):
+        expected = logits(case.stored, prompts)
+        for row, one in enumerate(expected):
+            assert np.abs(ours[row] - one[-1]).max() <= case.tolerance
+        chosen = tokens(case, len(prompts))
+        prompts = [np.concatenate([one, embed(case.stored, chosen[[row]])]) for row, one in enumerate(prompts)]
+        ours, state = case.engine.step(state, chosen)
+    assert list(state.lengths) == [5, 41, 404]
+
+
+def test_a_batch_goes_on_with_some_of_its_rows(case: Case) -> None:
+    prompts = [prompt(case, length) for length in (50, 9, 23)]
+    _, state = case.engine.prefill(prompts)
+    chosen = tokens(case, 2)
+    ours, _ = case.engine.step(case.engine.keep(state, [0, 2]), chosen)
+    for row, one in enumerate((prompts[0], prompts[2])):
+        longer = np.concatenate([one, embed(case.stored, chosen[[row]])])
+        assert np.abs(ours[row] - logits(case.stored, [longer])[0][-1]).max() <= case.tolerance
+
+
+def test_a_conversation_goes_on_where_it_was(case: Case) -> None:
+    first, second = prompt(case, 90), prompt(case, 31)
+    _, state = case.engine.prefill([first])
+    ours, state = case.engine.extend(state, second)
+    expected = logits(case.stored, [np.concatenate([first, second])])[0][-1]
+    assert np.abs(ours[0] - expected).max() <= case.tolerance
+    assert list(state.lengths) == [121]
+
+
+def test_stored_weights_stand_for_the_original(case: Case) -> None:
+    """What is stored is the original to the precision that the recipe names, in every tensor."""
+    bounds = {32: 0.0, 16: 6e-4, 8: 8e-3, 4: 0.13}
+    recipe, model = RECIPES[case.recipe], family(case.manifest.family)
+    for (name, stored), original in zip(case.stored.named_parameters(), case.original.parameters(), strict=True):
+        part = {"projector": "encoder"}.get(model.part(name), model.part(name))
+        matrix = model.linear(name) or part == "embedding"
+        bits = getattr(recipe, part).bits if matrix else int(recipe.compute.removeprefix("float"))
+        assert (stored - original).norm() <= bounds[bits] * original.norm(), name
+
+
+def test_logits_stay_near_the_original(case: Case) -> None:
+    """The whole of a recipe's rounding, as a divergence: a slip in one tensor would be far outside."""
+    text = prompt(case, 200)
+    divergences = divergence(logits(case.original, [text])[0], case.engine.score(text))
+    limit = {"fp32": 1e-8, "fp16": 1e-4, "int8": 0.02}.get(case.recipe, 1.0)
+    assert float(np.mean(divergences)) <= limit
