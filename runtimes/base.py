@@ -26,7 +26,7 @@ class Sequences:
 
 
 class Engine(Protocol):
-    """An opened bundle. Not thread-safe: one caller at a time."""
+    """An opened bundle. Not thread-safe: one caller at a time. A state given to `extend` or `step` is used up by it."""
 
     name: str
 
@@ -48,8 +48,8 @@ class Engine(Protocol):
     def keep(self, state: Sequences, rows: Sequence[int]) -> Sequences:
         """The state of these rows alone."""
 
-    def score(self, prompt: Float32) -> Float32:
-        """Logits [sequence, vocabulary] at every position of a prompt [sequence, hidden]."""
+    def score(self, prompt: Float32, last: int = 0) -> Float32:
+        """Logits [last, vocabulary] at the last positions of a prompt [sequence, hidden]; 0: at all of them."""
 
     def close(self) -> None:
         """Give the engine's memory back."""

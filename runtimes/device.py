@@ -4,10 +4,9 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .select import runtimes
+from .select import installed, runtimes
 
 # Of these instruction sets engines make use; names as Linux and macOS give them.
 INSTRUCTION_SETS = (
@@ -58,7 +57,7 @@ def doctor() -> DeviceFacts:
         memory=total,
         memory_available=available,
         runtimes=tuple(
-            RuntimeFacts(runtime.name, runtime.target, _version(runtime.name), runtime.usable())
+            RuntimeFacts(runtime.name, runtime.target, installed(runtime.name), runtime.usable())
             for runtime in runtimes()
         ),
     )
@@ -114,10 +113,3 @@ def _memory() -> tuple[int | None, int | None]:
 def _fields(text: str) -> dict[str, str]:
     pairs = (line.partition(":") for line in text.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -50,7 +50,7 @@ class OnnxRuntime:
 
 
 class OnnxEngine:
-    """An opened bundle. A state given to `extend` or `step` is used up by it."""
+    """An opened bundle."""
 
     name = "onnxruntime-cpu"
 
@@ -83,10 +83,11 @@ class OnnxEngine:
     def keep(self, state: Sequences, rows: Sequence[int]) -> Sequences:
         return self._decoder.keep(state, list(rows))
 
-    def score(self, prompt: Float32) -> Float32:
+    def score(self, prompt: Float32, last: int = 0) -> Float32:
         graph = self._graph
-        inputs = graph.inputs(prompt[None], past=[0], total=len(prompt), keep=0)
-        return np.asarray(_run(graph.session, inputs | graph.empty_cache(), ["logits"])[0][0], np.float32)
+        inputs = graph.inputs(prompt[None], past=[0], total=len(prompt), keep=last)
+        logits = _run(graph.session, inputs | graph.empty_cache(), ["logits"])[0][0]
+        return np.asarray(logits[-last:], np.float32)
 
     def close(self) -> None:
         self.__dict__.clear()

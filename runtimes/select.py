@@ -1,8 +1,10 @@
 """Which runtimes there are, and which of them runs a bundle here."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 
 from ..targets.contract import EngineError
 from ..targets.manifest import Manifest
@@ -49,8 +51,36 @@ def select(manifest: Manifest, engine: str = "auto", candidates: Sequence[Runtim
     raise EngineError(f"no engine can run bundle '{manifest.name}' here: {reasons}. See them with: ossicle doctor")
 
 
+def installed(package: str) -> str | None:
+    """The version of a package; None where none of this name is installed (onnxruntime-gpu brings onnxruntime)."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _refusal(manifest: Manifest, runtime: Runtime) -> str | None:
     targets = sorted({artifact.target for artifact in manifest.artifacts})
     if runtime.target not in targets:
         return f"the bundle has no artifacts for target {runtime.target} (it has: {', '.join(targets) or 'none'})"
-    return runtime.usable()
+    return runtime.usable() or _too_old(manifest, runtime)
+
+
+def _too_old(manifest: Manifest, runtime: Runtime) -> str | None:
+    for artifact in manifest.artifacts:
+        package, wanted = artifact.requirements.get("engine"), artifact.requirements.get("version", "")
+        if artifact.target != runtime.target or not package or not wanted.startswith(">="):
+            continue
+        found = installed(package)
+        if found and _numbers(found) < _numbers(wanted):
+            return (
+                f"{package} {found} is installed and '{artifact.stage}' needs {wanted}. "
+                f'Upgrade it with: pip install --upgrade "{package}{wanted}"'
+            )
+    return None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The numbers of a release: (1, 24) of ">=1.24"."""
+    release = re.search(r"\d+(\.\d+)*", text)
+    return tuple(map(int, release.group().split("."))) if release else ()

@@ -83,6 +83,8 @@ def load(bundle: str | Path, *, engine: str | Runtime = "auto", threads: int = 0
         BundleError: there is no bundle, or it is damaged.
         EngineError: no engine can run it here.
     """
+    if threads < 0:
+        raise EngineError(f"threads {threads} is not possible (it can be: 0 for all cores, or more).")
     folder = Path(bundle)
     manifest = manifests.read(folder)
     manifests.check_files(folder, manifest, hashes=check)
@@ -178,14 +180,14 @@ class Session:
         """Logits [len(tokens), vocabulary] from which each of `tokens` would be chosen as the transcript of `audio`.
 
         Raises:
-            PromptError: there are no tokens, or they do not fit into the context.
+            PromptError: the tokens do not fit into the context.
         """
         prompt = self._hear(Clip(audio), language).embeddings
-        if not 0 < len(tokens) <= self._context - len(prompt):
-            raise PromptError(f"{len(tokens)} tokens cannot be scored (it can be: 1 to {self._context - len(prompt)}).")
-        answer = self._engine.embed(np.asarray(tokens, np.int64))[:-1]
-        logits = self._engine.score(np.concatenate([prompt, answer]))
-        return logits[len(prompt) - 1 :]
+        if len(tokens) > self._context - len(prompt):
+            raise PromptError(f"{len(tokens)} tokens cannot be scored (at most: {self._context - len(prompt)}).")
+        answer = self._engine.embed(np.asarray(tokens, np.int64))
+        # The last position chooses what follows the tokens: nobody asked for it.
+        return self._engine.score(np.concatenate([prompt, answer]), len(tokens) + 1)[:-1]
 
     def log_mel(self, audio: AudioSource, *, rate: int | None = None) -> Float32:
         """Log-mel windows [windows, mel bins, frames] of a recording, float32."""

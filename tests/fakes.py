@@ -104,8 +104,8 @@ class FakeEngine:
     def keep(self, state: Sequences, rows: Sequence[int]) -> Sequences:
         return Sequences([state.lengths[row] for row in rows], state.cache[list(rows)])
 
-    def score(self, prompt: Float32) -> Float32:
-        return self._logits(self._run(np.zeros(HIDDEN, np.float32), prompt))
+    def score(self, prompt: Float32, last: int = 0) -> Float32:
+        return self._logits(self._run(np.zeros(HIDDEN, np.float32), prompt)[-last:])
 
     def close(self) -> None:
         self.closed = True

@@ -56,6 +56,7 @@ def test_windows_are_encoded_one_by_one(engine: Engine, model: Weights) -> None:
 def test_scores_of_every_position(engine: Engine, model: Weights) -> None:
     prompt = _prompt(model, 21)
     _close(engine.score(prompt), reference(model, prompt))
+    _close(engine.score(prompt, 4), reference(model, prompt)[-4:])
 
 
 @pytest.mark.parametrize("lengths", [[1], [30], [7, 30, 1], [300, 2]])

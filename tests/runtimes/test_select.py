@@ -1,5 +1,6 @@
 """The choice of a runtime, and every refusal with its reason."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,17 @@ def test_a_named_one_is_chosen_or_refused(manifest: Manifest) -> None:
 def test_every_refusal_is_told(manifest: Manifest) -> None:
     with pytest.raises(EngineError, match=r"fake: pip install fake; other: .* no artifacts"):
         select(manifest, candidates=[FakeRuntime("pip install fake"), Other()])
+
+
+@pytest.mark.parametrize(("wanted", "possible"), [(">=1.9", True), (">=999", False), (">=1.20.3", True), ("", True)])
+def test_an_engine_that_is_too_old_is_refused(manifest: Manifest, wanted: str, possible: bool) -> None:
+    needs = {"engine": "numpy", "version": wanted}
+    manifest = replace(manifest, artifacts=tuple(replace(a, requirements=needs) for a in manifest.artifacts))
+    if possible:
+        assert select(manifest, candidates=[FakeRuntime()]).name == "fake"
+    else:
+        with pytest.raises(EngineError, match=r'needs >=999.*pip install --upgrade "numpy>=999"'):
+            select(manifest, candidates=[FakeRuntime()])
 
 
 def test_runtimes_have_different_names() -> None:

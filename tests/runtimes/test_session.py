@@ -201,8 +201,9 @@ def test_score_gives_the_logits_that_choose_each_token(session: Session) -> None
     logits = session.score(_noise(1.0), tokens)
     assert logits.shape == (12, 512)
     assert logits.argmax(axis=1).tolist() == list(tokens)
-    with pytest.raises(PromptError, match="0 tokens"):
-        session.score(_noise(1.0), [])
+    assert session.score(_noise(1.0), []).shape == (0, 512)
+    with pytest.raises(PromptError, match="5000 tokens"):
+        session.score(_noise(1.0), [7] * 5000)
 
 
 def test_logits_that_are_no_numbers_are_refused(bundle: Path) -> None:
@@ -240,6 +241,11 @@ def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(BundleError, match=r"tokenizer\.json is missing"):
         load(tmp_path, engine=FakeRuntime())
+
+
+def test_impossible_threads_are_refused(bundle: Path) -> None:
+    with pytest.raises(EngineError, match="threads -1"):
+        load(bundle, engine=FakeRuntime(), threads=-1)
 
 
 def test_no_bundle_is_refused(tmp_path: Path) -> None:
