@@ -45,6 +45,8 @@ class Comparison:
     top1: float  # share of positions with the same most likely token
     positions: int
     said: tuple[Said, ...]
+    embeddings_stored: float | None = None  # as embeddings_relative and kl, from the original with the recipe's numbers
+    kl_stored: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Figures:
     kl: float
     kl_clip: float  # the worst clip's mean
     kl_max: float
+    embeddings_stored: float | None  # the worst clip's, where the recipe rounds
+    kl_stored: float | None
     top1: float
     same_text: float  # share of transcripts
     same_answers: float  # share of answers to questions
@@ -131,6 +135,8 @@ def summarize(clips: Sequence[Comparison]) -> Figures:
         kl=sum(clip.kl * clip.positions for clip in clips) / positions,
         kl_clip=_worst(clip.kl for clip in clips),
         kl_max=_worst(clip.kl_max for clip in clips),
+        embeddings_stored=_worst_known([clip.embeddings_stored for clip in clips]),
+        kl_stored=_worst_known([clip.kl_stored for clip in clips]),
         top1=sum(clip.top1 * clip.positions for clip in clips) / positions,
         same_text=_share([said.same for said in transcripts]),
         same_answers=_share([said.same for said in answers]),
@@ -178,8 +184,11 @@ def _checks(figures: Figures, clips: Sequence[Comparison], thresholds: Threshold
         "logits": thresholds.logits,
         "kl": thresholds.kl,
         "kl_clip": thresholds.kl_clip,
+        "embeddings_stored": thresholds.embeddings_stored,
+        "kl_stored": thresholds.kl_stored,
     }
-    checks = [_at_most(figures, name, limit, clips) for name, limit in most.items() if limit is not None]
+    measured = {name: limit for name, limit in most.items() if getattr(figures, name) is not None}
+    checks = [_at_most(figures, name, limit, clips) for name, limit in measured.items() if limit is not None]
     checks.append(_at_least(figures, "top1", thresholds.top1, clips))
     if thresholds.same_text:
         checks += [_at_least(figures, name, 1.0, clips) for name in ("same_text", "same_answers")]
@@ -203,12 +212,15 @@ def _furthest(name: str, clips: Sequence[Comparison], sign: float) -> str | None
     key = {"kl_clip": "kl"}.get(name, name)
     if name in ("same_text", "same_answers"):
         return next((clip.clip for clip in clips if not all(said.same for said in clip.said)), None)
-    worst = min(clips, key=lambda clip: _ordered(sign * getattr(clip, key)))
+    worst = min(clips, key=lambda clip: _goodness(getattr(clip, key), sign))
     return worst.clip
 
 
-def _ordered(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
+def _goodness(value: float | None, sign: float) -> float:
+    """Larger is better: least where it is not a number, most where it was not measured."""
+    if value is None:
+        return math.inf
+    return -math.inf if math.isnan(value) else sign * value
 
 
 def _log_softmax(logits: Float32) -> NDArray[np.float64]:
@@ -221,6 +233,11 @@ def _worst(values: Iterable[float]) -> float:
     """The largest value; not a number where any is none, since a plain `max` would hide it."""
     listed = list(values)
     return math.nan if any(math.isnan(value) for value in listed) else max(listed)
+
+
+def _worst_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _worst(known) if known else None
 
 
 def _share(flags: Sequence[bool]) -> float:

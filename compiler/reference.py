@@ -9,13 +9,14 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..targets.contract import AudioError, CheckpointError, Float32, Progress, TensorSource, VerificationError
 from . import memory
@@ -110,6 +111,16 @@ class Original:
             replies.append(self._reply(self._conversation(recording, question), audio, question=question))
         return Reading(clip, logmel, audio.numpy(), tuple(replies))
 
+    def score(self, reading: Reading) -> tuple[Float32, Float32]:
+        """Audio embeddings of a clip, and the logits [positions, vocabulary] of another model's replies to it."""
+        recording = _recording(reading.clip)
+        audio = self._encode(reading.logmel)
+        scored = [reply for reply in reading.replies if reply.question is None]
+        logits = [
+            self._forced(self._transcription(recording, reply.language)[0], audio, reply.tokens) for reply in scored
+        ]
+        return audio.numpy(), np.concatenate(logits)
+
     @cached_property
     def model(self) -> Any:
         """The model, float32, on the CPU.
@@ -189,6 +200,14 @@ class Original:
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         logits = torch.cat(made.logits).numpy() if question is None else None
         return Reply(language, question, text, tuple(tokens), logits)
+
+    def _forced(self, prompt: list[int], audio: Any, tokens: tuple[int, ...]) -> Float32:
+        import torch
+
+        inputs = self._embed([*prompt, *tokens[:-1]], audio)
+        with torch.inference_mode():
+            logits: Float32 = self.model(inputs_embeds=inputs, logits_to_keep=len(tokens)).logits[0].numpy()
+        return logits
 
     def _embed(self, tokens: list[int], audio: Any) -> Any:
         import torch
@@ -293,13 +312,19 @@ def _key(checkpoint: Checkpoint, speech: Speech) -> str:
 def _save(path: Path, reading: Reading) -> None:
     """Write a reading as one npz archive: its arrays, and a JSON document of all else."""
     replies = [{key: value for key, value in vars(reply).items() if key != "logits"} for reply in reading.replies]
-    arrays = {f"logits{i}": reply.logits for i, reply in enumerate(reading.replies) if reply.logits is not None}
+    arrays: dict[str, NDArray[Any]] = {
+        f"logits{i}": reply.logits for i, reply in enumerate(reading.replies) if reply.logits is not None
+    }
     document = np.frombuffer(json.dumps(replies).encode(), np.uint8)
+    arrays |= {"document": document, "logmel": reading.logmel, "audio": reading.audio}
+    write_archive(path, arrays)
+
+
+def write_archive(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as one npz archive, whole or not at all."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with partial.open("wb") as stream:
-        np.savez_compressed(
-            stream, allow_pickle=False, document=document, logmel=reading.logmel, audio=reading.audio, **arrays
-        )
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
     partial.replace(path)
 
 

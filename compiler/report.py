@@ -20,6 +20,8 @@ _LABELS = {
     "kl": "KL divergence, mean (nats)",
     "kl_clip": "KL divergence, worst clip's mean (nats)",
     "kl_max": "KL divergence, worst position (nats)",
+    "embeddings_stored": "audio embeddings, relative error beyond the rounding of weights",
+    "kl_stored": "KL divergence beyond the rounding of weights, worst clip's mean (nats)",
     "top1": "most likely token agrees",
     "same_text": "transcripts identical",
     "same_answers": "answers identical",

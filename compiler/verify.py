@@ -10,17 +10,17 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..targets import manifest as manifests
-from ..targets.contract import BundleFile, EngineError, Float32, Progress, Thresholds, VerificationError
+from ..targets.contract import BundleFile, EngineError, Float32, Progress, VerificationError
 from ..targets.manifest import AdapterSource, Manifest
 from ..targets.probe import Answer, Report, Request, command, read_report, write_requests
-from . import reference
+from . import reference, stored
 from . import speech as recordings
 from .checkpoint import Checkpoint
 from .figures import (
@@ -37,9 +37,19 @@ from .figures import (
 )
 from .reference import Reading, Reply
 from .speech import Clip
+from .stored import StoredReading
 
 _CHUNK = 16  # clips asked in one process
 _CHUNK_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A clip, and the files that hold the original's reading of it and, where the recipe rounds, the rounded one's."""
+
+    clip: Clip
+    path: Path
+    rounded: Path | None
 
 
 def verify(
@@ -62,13 +72,16 @@ def verify(
     manifest = manifests.read(bundle)
     check_source(manifest, checkpoint)
     spoken = recordings.load(speech or recordings.shipped())
-    thresholds = Thresholds(**manifest.recipe["thresholds"])
+    recipe = stored.recipe_of(manifest.recipe)
     with _folder(cache) as folder:
         kept = list(reference.keep(checkpoint, spoken, Path(folder), progress))
+        rounded = stored.keep(checkpoint, recipe, kept, progress) if stored.rounds(recipe) else [None] * len(kept)
+        entries = [Kept(clip, path, beside) for (clip, path), beside in zip(kept, rounded, strict=True)]
         targets = tuple(
-            judge(target, *_compare(bundle, target, kept, progress), thresholds) for target in _targets(manifest)
+            judge(target, *_compare(bundle, target, entries, progress), recipe.thresholds)
+            for target in _targets(manifest)
         )
-    return Verification(manifest.name, str(manifest.recipe["name"]), spoken.name, spoken.sha256, thresholds, targets)
+    return Verification(manifest.name, recipe.name, spoken.name, spoken.sha256, recipe.thresholds, targets)
 
 
 def check_source(manifest: Manifest, checkpoint: Checkpoint) -> None:
@@ -101,8 +114,8 @@ def section(verification: Verification) -> dict[str, Any]:
     return {target.target: _entry(verification, target) for target in verification.targets}
 
 
-def compare(reading: Reading, answers: Sequence[Answer]) -> Comparison:
-    """One clip's reading against the answers to `requests(reading)`."""
+def compare(reading: Reading, answers: Sequence[Answer], rounded: StoredReading | None = None) -> Comparison:
+    """One clip's reading, and that of the rounded original, against the answers to `requests(reading)`."""
     by_kind = {kind: [a for a in answers if a.kind == kind] for kind in ("logmel", "audio", "score")}
     texts = [answer.text or "" for answer in answers if answer.kind in ("transcribe", "ask")]
     scored = [reply for reply in reading.replies if reply.logits is not None]
@@ -122,6 +135,8 @@ def compare(reading: Reading, answers: Sequence[Answer]) -> Comparison:
         top1=agreement(original, artifact),
         positions=len(original),
         said=tuple(_said(reading.clip, reply, text) for reply, text in zip(reading.replies, texts, strict=True)),
+        embeddings_stored=relative(rounded.audio, audio) if rounded else None,
+        kl_stored=float(divergence(rounded.logits, artifact).mean()) if rounded else None,
     )
 
 
@@ -159,28 +174,31 @@ def ask(bundle: Path, questions: Sequence[Request]) -> Report:
 
 
 def _compare(
-    bundle: Path, target: str, kept: Sequence[tuple[Clip, Path]], progress: Progress | None
+    bundle: Path, target: str, kept: Sequence[Kept], progress: Progress | None
 ) -> tuple[str, list[Comparison]]:
     if progress:
         progress.start(f"verify {target}", len(kept), "clips")
     comparisons: list[Comparison] = []
     engine = ""
     for chunk in _chunks(kept):
-        report = ask(bundle, [request for reading in chunk for request in requests(reading)])
+        report = ask(bundle, [request for reading, _ in chunk for request in requests(reading)])
         engine = report.engine
         answers = iter(report.answers)
-        comparisons += [compare(reading, [next(answers) for _ in requests(reading)]) for reading in chunk]
+        comparisons += [
+            compare(reading, [next(answers) for _ in requests(reading)], rounded) for reading, rounded in chunk
+        ]
         if progress:
             progress.advance(len(chunk))
     return engine, comparisons
 
 
-def _chunks(kept: Sequence[tuple[Clip, Path]]) -> Iterator[list[Reading]]:
+def _chunks(kept: Sequence[Kept]) -> Iterator[list[tuple[Reading, StoredReading | None]]]:
     """Readings a few at a time: enough to spread the cost of a process, few enough for memory."""
-    chunk: list[Reading] = []
-    for clip, path in kept:
-        chunk.append(reference.read(path, clip))
-        if len(chunk) == _CHUNK or sum(_size(reading) for reading in chunk) > _CHUNK_BYTES:
+    chunk: list[tuple[Reading, StoredReading | None]] = []
+    for entry in kept:
+        reading = reference.read(entry.path, entry.clip)
+        chunk.append((reading, stored.read(entry.rounded, reading) if entry.rounded else None))
+        if len(chunk) == _CHUNK or sum(_size(reading) for reading, _ in chunk) > _CHUNK_BYTES:
             yield chunk
             chunk = []
     if chunk:

@@ -144,6 +144,10 @@ class Thresholds:
     logits: float | None = None  # largest absolute difference, teacher-forced
     kl: float = 1e-6  # mean KL divergence in nats per token
     kl_clip: float | None = None  # the same, of the worst clip alone
+    embeddings_stored: float | None = (
+        None  # as `embeddings`, from the original with its weights rounded as the recipe's
+    )
+    kl_stored: float | None = None  # as `kl_clip`, from the same
     top1: float = 1.0  # share of positions whose most likely token is the original's
     same_text: bool = False  # greedy text equal on every clip
     wer: float = 0.0  # word error rate may exceed the original's by this much (0.01 = one point)

@@ -21,7 +21,7 @@ def _int4(name: str, form: WeightFormat) -> Recipe:
         decoder=form,
         lm_head=form,
         integer_activations=True,
-        thresholds=Thresholds(kl=0.1, top1=0.95, wer=0.01),
+        thresholds=Thresholds(kl=0.05, embeddings_stored=2e-2, kl_stored=1e-3, top1=0.95, wer=0.02),
     )
 
 
@@ -43,7 +43,7 @@ RECIPES: Mapping[str, Recipe] = {
             decoder=FLOAT16,
             lm_head=FLOAT16,
             compute="float16",
-            thresholds=Thresholds(embeddings=1e-2, kl=1e-3, top1=0.99, wer=0.005),
+            thresholds=Thresholds(embeddings=1e-2, kl=1e-3, kl_stored=1e-3, top1=0.99, wer=0.01),
         ),
         Recipe(
             "int8",
@@ -52,7 +52,7 @@ RECIPES: Mapping[str, Recipe] = {
             decoder=INT8,
             lm_head=INT8,
             integer_activations=True,
-            thresholds=Thresholds(kl=0.02, top1=0.98, wer=0.01),
+            thresholds=Thresholds(kl=5e-3, embeddings_stored=2e-2, kl_stored=1e-3, top1=0.98, wer=0.01),
         ),
         _int4("int4", INT4),
         _int4("int4-asymmetric", INT4_ASYMMETRIC),

@@ -2,12 +2,12 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ossicle.compiler import report, verify
+from ossicle.compiler import report, stored, verify
 from ossicle.compiler.figures import (
     Comparison,
     Said,
@@ -21,9 +21,18 @@ from ossicle.compiler.figures import (
 )
 from ossicle.compiler.reference import Reading, Reply
 from ossicle.compiler.speech import Clip
-from ossicle.targets.contract import BundleFile, Thresholds, VerificationError
+from ossicle.kernels import groupwise
+from ossicle.targets.contract import (
+    BundleFile,
+    QuantizedRows,
+    QuantizedTensor,
+    Thresholds,
+    VerificationError,
+    WeightFormat,
+)
 from ossicle.targets.manifest import AdapterSource, Source
 from ossicle.targets.probe import Answer
+from ossicle.targets.recipes import RECIPES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "verification.md"
 
@@ -41,7 +50,9 @@ def comparison(clip="a.wav", **figures):
 
 
 def verification(*clips, thresholds=None):
-    thresholds = thresholds or Thresholds(embeddings=1e-4, logits=1e-4, same_text=True)
+    thresholds = thresholds or Thresholds(
+        embeddings=1e-4, logits=1e-4, embeddings_stored=1e-3, kl_stored=1e-4, same_text=True
+    )
     target = judge("onnx", "onnxruntime-cpu", clips or (comparison(),), thresholds)
     return Verification("demo", "fp32", "speech.jsonl", "0" * 64, thresholds, (target,))
 
@@ -108,6 +119,8 @@ def test_without_references_there_is_no_word_error_rate():
         ({"embeddings_relative": 2e-4}, "embeddings_relative"),
         ({"logits": 2e-4}, "logits"),
         ({"kl": 2e-4}, "kl"),
+        ({"kl_stored": 2e-4}, "kl_stored"),
+        ({"embeddings_stored": math.nan}, "embeddings_stored"),
         ({"top1": 0.8}, "top1"),
         ({"said": (Said("en", None, "turn on", "turn off", "turn on"),)}, "same_text"),
         ({"said": (Said(None, "q", "yes", "no", "no"),)}, "same_answers"),
@@ -133,6 +146,44 @@ def test_one_bad_clip_among_many_shows():
     mean_alone, by_clip = Thresholds(kl=0.02), Thresholds(kl=0.02, kl_clip=0.1)
     assert verification(*clips, thresholds=mean_alone).passed
     assert not verification(*clips, thresholds=by_clip).passed
+
+
+def test_a_recipe_is_read_back_from_a_manifest():
+    for recipe in RECIPES.values():
+        assert stored.recipe_of(json.loads(json.dumps(asdict(recipe)))) == recipe
+        assert stored.rounds(recipe) == (recipe.name != "fp32")
+
+
+@pytest.mark.parametrize("form", [WeightFormat(4, 32), WeightFormat(4, 32, symmetric=False), WeightFormat(8, 32)])
+@pytest.mark.parametrize(("start", "stop"), [(0, 9), (2, 5), (8, 9)])
+def test_rounded_rows_are_the_stored_integers(form, start, stop):
+    values = np.random.default_rng(0).standard_normal((9, 80)).astype(np.float32)
+
+    class Weights:
+        def source(self, _):
+            return values
+
+        def format(self, _):
+            return form
+
+        def quantized(self, name):
+            def blocks():
+                for first in range(0, 9, 4):
+                    rows = values[first : first + 4]
+                    if form.symmetric:
+                        yield QuantizedRows(first, *groupwise.quantize_symmetric(rows, form.bits, form.group), None)
+                    else:
+                        yield QuantizedRows(first, *groupwise.quantize_asymmetric(rows, form.bits, form.group))
+
+            return QuantizedTensor(name, values.shape, form, blocks)
+
+    found = stored.Rounded("w", Weights()).rows(start, stop)
+    whole = [
+        groupwise.dequantize(rows.codes, rows.scales, rows.zero_points, form.bits, form.group)
+        for rows in Weights().quantized("w").blocks()
+    ]
+    np.testing.assert_allclose(found, np.concatenate(whole)[start:stop], rtol=1e-6)
+    assert 0 < np.abs(found - values[start:stop]).max() < 0.5
 
 
 def test_a_reading_is_asked_and_compared_in_order(tmp_path):

@@ -1,0 +1,130 @@
+"""The original with a recipe's own numbers in it: every weight rounded to what the artifacts store, all else float32.
+
+An artifact differs from the original mostly by this rounding, which hides a fault of its own; from this it differs by
+no more than how its engine computes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..targets.contract import Float32, Progress, Recipe, TensorSource, Thresholds, VerificationError, WeightFormat
+from . import reference
+from .checkpoint import Checkpoint
+from .families import family
+from .quantize import Weights
+from .reference import Reading
+from .speech import Clip
+
+
+@dataclass(frozen=True)
+class StoredReading:
+    """What the rounded original makes of a clip: audio embeddings, and the logits of the original's own replies."""
+
+    audio: Float32  # [windows, tokens per window, hidden]
+    logits: Float32  # [positions of all replies, vocabulary]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A tensor as its recipe stores it."""
+
+    name: str
+    weights: Weights
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weights.source(self.name).shape
+
+    @property
+    def dtype(self) -> str:
+        return self.weights.format(self.name).name
+
+    def rows(self, start: int, stop: int) -> Float32:
+        if self.weights.format(self.name).is_float:
+            return self._halved(self.weights.source(self.name).rows(start, stop))
+        return np.concatenate(list(self._integers(start, stop)))
+
+    def _halved(self, values: Float32) -> Float32:
+        return values.astype(np.float16).astype(np.float32)
+
+    def _integers(self, start: int, stop: int) -> Iterator[Float32]:
+        form = self.weights.format(self.name)
+        for block in self.weights.quantized(self.name).blocks():
+            if block.start + len(block.codes) <= start or block.start >= stop:
+                continue
+            zero = 2 ** (form.bits - 1) if block.zero_points is None else _spread(block.zero_points, form, self.shape)
+            values = (block.codes.astype(np.float32) - zero) * _spread(block.scales, form, self.shape)
+            yield values[max(0, start - block.start) : stop - block.start]
+
+
+def recipe_of(document: Mapping[str, Any]) -> Recipe:
+    """The recipe that a manifest tells of."""
+    entries: dict[str, Any] = {
+        name: WeightFormat(**value) if isinstance(value, Mapping) and name != "thresholds" else value
+        for name, value in document.items()
+    }
+    return Recipe(**entries | {"thresholds": Thresholds(**document["thresholds"])})
+
+
+def rounds(recipe: Recipe) -> bool:
+    """Whether a recipe stores any weight otherwise than in float32."""
+    formats = [getattr(recipe, entry.name) for entry in fields(recipe)]
+    narrow = any(form.bits < 32 for form in formats if isinstance(form, WeightFormat))
+    return narrow or recipe.compute != "float32"
+
+
+def rounded(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """The checkpoint with every tensor as the recipe stores it."""
+    weights = Weights(checkpoint.tensors, recipe, family(checkpoint.family))
+    tensors: dict[str, TensorSource] = {
+        name: source if weights.format(name).bits == 32 else Rounded(name, weights)
+        for name, source in checkpoint.tensors.items()
+    }
+    return replace(checkpoint, tensors=tensors)
+
+
+def keep(
+    checkpoint: Checkpoint, recipe: Recipe, kept: Sequence[tuple[Clip, Path]], progress: Progress | None = None
+) -> list[Path]:
+    """For every kept reading, the file beside it that holds the rounded original's.
+
+    Raises:
+        VerificationError: the original does not fit in this machine's memory.
+    """
+    original = reference.Original(rounded(checkpoint, recipe))
+    if progress:
+        progress.start(f"original in {recipe.name}", len(kept), "clips")
+    paths = []
+    for clip, path in kept:
+        paths.append(path.with_suffix(f".{recipe.name}.npz"))
+        if not paths[-1].is_file():
+            audio, logits = original.score(reference.read(path, clip))
+            reference.write_archive(paths[-1], {"audio": audio, "logits": logits})
+        if progress:
+            progress.advance(1)
+    return paths
+
+
+def read(path: Path, reading: Reading) -> StoredReading:
+    """The reading that `keep` put into a file.
+
+    Raises:
+        VerificationError: the file is gone, or damaged.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            return StoredReading(archive["audio"], archive["logits"])
+    except (OSError, ValueError, KeyError, EOFError) as reason:
+        raise VerificationError(
+            f"the reading '{path}' of '{reading.clip.name}' cannot be used: {reason}. Remove it and verify again"
+        ) from reason
+
+
+def _spread(values: Any, form: WeightFormat, shape: tuple[int, ...]) -> Float32:
+    """One value a group, as one value a column."""
+    spread: Float32 = np.repeat(values.astype(np.float32), form.group, axis=1)[:, : shape[1]]
+    return spread
