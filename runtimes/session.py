@@ -76,11 +76,23 @@ class Prepared:
     seconds: float
 
 
-def load(bundle: str | Path, *, engine: str | Runtime = "auto", threads: int = 0, check: bool = True) -> "Session":
-    """A session on a bundle. `threads` 0: as many as there are cores; `check`: compare every file with its sha256.
+def load(
+    bundle: str | Path,
+    *,
+    engine: str | Runtime = "auto",
+    threads: int = 0,
+    check: bool = True,
+    allow_failed: bool = False,
+) -> "Session":
+    """A session on a bundle.
+
+    Args:
+        threads: 0 is as many as there are cores.
+        check: compare every file with its sha256; without it, sizes alone.
+        allow_failed: open artifacts that verification found to differ from the original.
 
     Raises:
-        BundleError: there is no bundle, or it is damaged.
+        BundleError: there is no bundle, it is damaged, or what would run has failed verification.
         EngineError: no engine can run it here.
     """
     if threads < 0:
@@ -91,8 +103,20 @@ def load(bundle: str | Path, *, engine: str | Runtime = "auto", threads: int = 0
     if not (folder / TOKENIZER).is_file():
         raise BundleError(f"bundle '{folder}' has no {TOKENIZER}. Build it again: ossicle build")
     runtime = select(manifest, engine) if isinstance(engine, str) else engine
+    if not allow_failed:
+        _refuse_failed(folder, manifest, runtime.target)
     tokenizer = Tokenizer(folder / TOKENIZER)
     return Session(manifest, tokenizer, runtime.open(folder, manifest, Options(threads=threads)))
+
+
+def _refuse_failed(folder: Path, manifest: Manifest, target: str) -> None:
+    verified = manifest.verification.get(target, {"passed": True})
+    if not verified["passed"]:
+        raise BundleError(
+            f"bundle '{folder}' failed verification for target {target} ({', '.join(verified['failed'])}), so it does not "
+            "compute what its original does. See its verification.md; build it anew with another --quant, or open it all "
+            "the same with allow_failed=True"
+        )
 
 
 class Session:

@@ -12,8 +12,7 @@ from ossicle.runtimes import onnxruntime
 from ossicle.runtimes.base import Engine, Options
 from ossicle.targets import manifest
 from ossicle.targets.contract import EngineError, Float32
-
-from tests.runtimes.tiny_onnx import VOCABULARY, Form, Weights, reference, weights, write_onnx_bundle
+from ossicle.tests.runtimes.tiny_onnx import VOCABULARY, Form, Weights, reference, weights, write_onnx_bundle
 
 FORMS: tuple[Form, ...] = ("fused", "standard")
 

@@ -8,8 +8,7 @@ import pytest
 import soundfile
 from ossicle.runtimes.session import load
 from ossicle.targets.probe import Report, Request, command, read_report, write_requests
-
-from tests.runtimes.tiny_onnx import weights, write_onnx_bundle
+from ossicle.tests.runtimes.tiny_onnx import weights, write_onnx_bundle
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ import soundfile
 from ossicle.runtimes.prompt import Clip, Prompts, Turn, clips, read_messages
 from ossicle.runtimes.tokens import Tokenizer
 from ossicle.targets.contract import PromptError
-
-from tests.fakes import AUDIO, TEXT, demo_tokenizer
+from ossicle.tests.fakes import AUDIO, TEXT, demo_tokenizer
 
 TEKKEN = Path(__file__).parents[2] / "demo" / "model" / "tekken.json"
 

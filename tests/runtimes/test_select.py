@@ -7,8 +7,7 @@ import pytest
 from ossicle.runtimes.select import choices, runtimes, select
 from ossicle.targets.contract import EngineError
 from ossicle.targets.manifest import Manifest
-
-from tests.fakes import FakeRuntime, write_bundle
+from ossicle.tests.fakes import FakeRuntime, write_bundle
 
 
 class Other(FakeRuntime):

@@ -1,6 +1,7 @@
 """Sessions, on a runtime of numpy alone: what is said of a batch, a stream, a setting and a damaged bundle holds."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 from ossicle.runtimes.session import Session, load
+from ossicle.targets import manifest
 from ossicle.targets.contract import AudioError, BundleError, EngineError, Float32, PromptError
-
-from tests.fakes import HIDDEN, FakeEngine, FakeRuntime, write_bundle
+from ossicle.tests.fakes import HIDDEN, FakeEngine, FakeRuntime, write_bundle
 
 RECORDING = Path("recording.wav")
 
@@ -251,3 +252,15 @@ def test_impossible_threads_are_refused(bundle: Path) -> None:
 def test_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is not a bundle"):
         load(tmp_path / "nothing")
+
+
+def test_a_bundle_that_failed_verification_is_refused_unless_asked_for(tmp_path: Path) -> None:
+    written = write_bundle(tmp_path)
+    for passed in (True, False):
+        entry = {"passed": passed, "failed": [] if passed else ["kl"]}
+        manifest.write(tmp_path, replace(written, verification={"fake": entry}))
+        if passed:
+            load(tmp_path, engine=FakeRuntime()).close()
+    with pytest.raises(BundleError, match=r"failed verification for target fake \(kl\)"):
+        load(tmp_path, engine=FakeRuntime())
+    load(tmp_path, engine=FakeRuntime(), allow_failed=True).close()

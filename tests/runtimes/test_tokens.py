@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ossicle.runtimes.tokens import BROKEN, GrowingText, Tokenizer
 from ossicle.targets.contract import BundleError
-
-from tests.fakes import demo_tokenizer
+from ossicle.tests.fakes import demo_tokenizer
 
 
 @pytest.fixture(scope="module")

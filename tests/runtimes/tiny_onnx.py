@@ -8,8 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from ossicle.targets import manifest
 from ossicle.targets.contract import Artifact, Float32, Memory
-
-from tests.fakes import AUDIO, TEXT, write_bundle
+from ossicle.tests.fakes import AUDIO, TEXT, write_bundle
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY, POSITIONS = 64, 4, 2, 16, 512, 1024
 LAYERS = 2
