@@ -74,6 +74,7 @@ def build(
         format_.check(chosen)
     opened = open_checkpoint(checkpoint, adapters=adapters)
     with Staging.open(Path(out), _inputs(opened, chosen, targets), force=force) as staging:
+        write_shared(opened, (), staging.folder)  # some formats hold the tokenizer and the configuration themselves
         artifacts = lower(opened, chosen, targets, staging, progress)
         write_shared(opened, artifacts, staging.folder)
         manifest = describe(opened, chosen, artifacts, staging.folder)
