@@ -1,0 +1,140 @@
+"""Faults planted into a bundle of the shipped model: verification has to see each of them."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ossicle.compiler import pipeline, verify
+from ossicle.compiler.checkpoint import open_checkpoint
+from ossicle.targets import manifest as manifests
+
+DEMO = Path(__file__).parents[2] / "demo"
+CLIPS = ("01-digits-espeak.wav", "06-command-espeak.wav")
+LAYER = "model.language_model.layers.1."
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (DEMO / "model" / "model.safetensors").is_file(), reason="the demo model is not there"),
+]
+
+
+class Stored:
+    """The tensors of a bundle's ONNX graphs, as they lie in the files of weights."""
+
+    def __init__(self, folder):
+        import onnx
+
+        self.places = {}
+        for path in sorted(folder.glob("onnx/*.onnx")):
+            for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+                entries = {entry.key: entry.value for entry in tensor.external_data}
+                if entries:
+                    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+                    place = path.parent / entries["location"], int(entries["offset"]), dtype, tuple(tensor.dims)
+                    self.places[tensor.name] = place
+
+    def read(self, name):
+        path, offset, dtype, shape = self.places[name]
+        return np.fromfile(path, dtype, int(np.prod(shape)), offset=offset).reshape(shape)
+
+    def write(self, name, values):
+        path, offset, dtype, _ = self.places[name]
+        with path.open("r+b") as stream:
+            stream.seek(offset)
+            stream.write(values.astype(dtype).tobytes())
+
+
+def swap(stored):
+    for part in ("codes", "scales"):
+        first, second = (f"{LAYER}mlp.{name}_proj.weight.{part}" for name in ("gate", "up"))
+        before, after = stored.read(first), stored.read(second)
+        stored.write(first, after)
+        stored.write(second, before)
+
+
+def scale(stored):
+    name = f"{LAYER}mlp.down_proj.weight.scales"
+    stored.write(name, stored.read(name) * 1.25)
+
+
+def shift_groups(stored):
+    name = f"{LAYER}self_attn.o_proj.weight.scales"
+    stored.write(name, np.roll(stored.read(name), 1))
+
+
+def shift_positions(stored):
+    for name in ("cos", "sin"):
+        stored.write(name, np.roll(stored.read(name), 1, axis=0))
+
+
+def swap_nibbles(stored):
+    name = f"{LAYER}self_attn.o_proj.weight.codes"
+    codes = stored.read(name)
+    stored.write(name, (codes << 4) | (codes >> 4))
+
+
+def flip_encoder_positions(stored):
+    name = "model.audio_tower.embed_positions.weight"
+    stored.write(name, stored.read(name)[::-1])
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    lines = (DEMO / "speech" / "speech.jsonl").read_text(encoding="utf-8").splitlines()
+    parsed = [json.loads(line) for line in lines]
+    entries = [entry | {"questions": {}} for entry in parsed if entry["file"] in CLIPS]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
+    for name in CLIPS:
+        shutil.copyfile(DEMO / "speech" / name, folder / name)
+    pipeline.build(DEMO / "model", folder / "whole", recipe="int4", verify=False)
+    return folder
+
+
+def judged(work, plant):
+    bundle = work / "bundle"
+    shutil.rmtree(bundle, ignore_errors=True)
+    shutil.copytree(work / "whole", bundle)
+    plant(Stored(bundle))
+    found = manifests.read(bundle)
+    artifacts = [
+        replace(one, files=tuple(manifests.file_entry(bundle, bundle / file.path) for file in one.files))
+        for one in found.artifacts
+    ]
+    manifests.write(bundle, replace(found, artifacts=tuple(artifacts)))
+    checkpoint = open_checkpoint(DEMO / "model")
+    verification = verify.verify(bundle, checkpoint, speech=work / "data.jsonl", cache=work / "cache")
+    return {check.figure: check for check in verification.targets[0].checks}
+
+
+def test_a_bundle_without_faults_computes_what_it_stores(work):
+    checks = judged(work, lambda _: None)
+    assert checks["kl_stored"].passed
+    assert checks["embeddings_stored"].passed
+    assert checks["kl"].passed
+    assert checks["logmel"].passed
+
+
+@pytest.mark.parametrize("plant", [swap, scale, shift_groups, shift_positions, swap_nibbles])
+def test_a_fault_in_the_decoder_is_seen(work, plant):
+    assert not judged(work, plant)["kl_stored"].passed
+
+
+def test_a_fault_in_the_encoder_is_seen(work):
+    assert not judged(work, flip_encoder_positions)["embeddings_stored"].passed
+
+
+def test_a_failed_bundle_is_marked(work):
+    judged(work, shift_positions)
+    bundle = work / "bundle"
+    before = manifests.read(bundle)
+    checkpoint = open_checkpoint(DEMO / "model")
+    verification = verify.verify(bundle, checkpoint, speech=work / "data.jsonl", cache=work / "cache")
+    marked = verify.mark(bundle, verification)
+    assert manifests.read(bundle) == marked
+    assert replace(marked, verification={}) == replace(before, verification={})
+    assert marked.verification["onnx"]["passed"] is False
+    assert "kl_stored" in marked.verification["onnx"]["failed"]
+    assert not list(bundle.glob(".verification-*"))
