@@ -26,7 +26,7 @@ from ossicle.tests import checkpoints
 LORA = {
     "r": 4,
     "lora_alpha": 8,
-    "target_modules": ["q_proj", "v_proj", "linear_1", "fc1", "down_proj", "lm_head"],
+    "target_modules": ["q_proj", "v_proj", "linear_1", "fc1", "down_proj"],
 }
 
 
