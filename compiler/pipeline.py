@@ -56,13 +56,15 @@ def build(
     adapters: Sequence[AdapterSpec] = (),
     speech: Path | None = None,
     verify: bool = True,
+    cache: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Compile a checkpoint (a folder or a hub id, adapters merged) into a bundle at `out`.
 
     The bundle is made in a folder beside `out` and moved there at the end. A build that was killed is resumed by the same
-    call, stage by stage; one that fails leaves nothing. A bundle that fails verification is written and marked.
+    call, stage by stage; one that fails leaves nothing. A bundle that fails verification is written and marked. `speech` lists
+    the recordings it is verified on, by default those that ossicle ships; `cache` keeps what the original makes of them.
 
     Raises:
         OssicleError: the checkpoint, an adapter, the recipe, the place or the disk is not as it has to be.
@@ -73,13 +75,15 @@ def build(
     for format_ in formats:
         format_.check(chosen)
     opened = open_checkpoint(checkpoint, adapters=adapters)
+    if verify:
+        verification.check_possible(opened, speech)
     with Staging.open(Path(out), _inputs(opened, chosen, targets), force=force) as staging:
         write_shared(opened, (), staging.folder)  # some formats hold the tokenizer and the configuration themselves
         artifacts = lower(opened, chosen, targets, staging, progress)
         write_shared(opened, artifacts, staging.folder)
         manifest = describe(opened, chosen, artifacts, staging.folder)
         manifests.write(staging.folder, manifest)
-        verified = check(opened, staging.folder, speech, progress) if verify else None
+        verified = check(opened, staging.folder, speech, cache, progress) if verify else None
         staging.publish()
     return BuildReport(Path(out), manifests.read(Path(out)), verified, time.perf_counter() - started)
 
@@ -130,9 +134,11 @@ def describe(checkpoint: Checkpoint, recipe: Recipe, artifacts: Sequence[Artifac
     )
 
 
-def check(checkpoint: Checkpoint, folder: Path, speech: Path | None, progress: Progress) -> Verification:
+def check(
+    checkpoint: Checkpoint, folder: Path, speech: Path | None, cache: Path | None, progress: Progress
+) -> Verification:
     """How the bundle in `folder` compares with the original, marked in its manifest and reported beside it."""
-    verified = verification.verify(folder, checkpoint, speech=speech, progress=progress)
+    verified = verification.verify(folder, checkpoint, speech=speech, cache=cache, progress=progress)
     verification.mark(folder, verified)
     report.write(folder, verified)
     return verified

@@ -78,10 +78,21 @@ def verify(
         rounded = stored.keep(checkpoint, recipe, kept, progress) if stored.rounds(recipe) else [None] * len(kept)
         entries = [Kept(clip, path, beside) for (clip, path), beside in zip(kept, rounded, strict=True)]
         targets = tuple(
-            judge(target, *_compare(bundle, target, entries, progress), recipe.thresholds)
-            for target in _targets(manifest)
+            judge(target, *_compare(bundle, target, runner, entries, progress), recipe.thresholds)
+            for target, runner in _runners(manifest).items()
         )
     return Verification(manifest.name, recipe.name, spoken.name, spoken.sha256, recipe.thresholds, targets)
+
+
+def check_possible(checkpoint: Checkpoint, speech: Path | None = None) -> None:
+    """Refuse, before anything is built, what `verify` would refuse afterwards.
+
+    Raises:
+        VerificationError: the original does not fit in memory.
+        AudioError: the speech list, or a recording of it, cannot be used.
+    """
+    reference.check_memory(checkpoint)
+    recordings.load(speech or recordings.shipped())
 
 
 def check_source(manifest: Manifest, checkpoint: Checkpoint) -> None:
@@ -149,7 +160,7 @@ def requests(reading: Reading) -> list[Request]:
     return asked
 
 
-def ask(bundle: Path, questions: Sequence[Request]) -> Report:
+def ask(bundle: Path, questions: Sequence[Request], *, engine: str = "auto") -> Report:
     """A bundle's answers, from a process of its own.
 
     Raises:
@@ -159,7 +170,7 @@ def ask(bundle: Path, questions: Sequence[Request]) -> Report:
         asked, answers = Path(folder) / "requests.json", Path(folder) / "answers.npz"
         write_requests(asked, questions)
         done = subprocess.run(
-            command(bundle, asked, answers),
+            command(bundle, asked, answers, engine=engine),
             env=os.environ | {"PYTHONSAFEPATH": "1"},  # nothing that lies in the working folder is imported
             capture_output=True,
             text=True,
@@ -174,14 +185,15 @@ def ask(bundle: Path, questions: Sequence[Request]) -> Report:
 
 
 def _compare(
-    bundle: Path, target: str, kept: Sequence[Kept], progress: Progress | None
+    bundle: Path, target: str, runner: str, kept: Sequence[Kept], progress: Progress | None
 ) -> tuple[str, list[Comparison]]:
     if progress:
         progress.start(f"verify {target}", len(kept), "clips")
     comparisons: list[Comparison] = []
     engine = ""
     for chunk in _chunks(kept):
-        report = ask(bundle, [request for reading, _ in chunk for request in requests(reading)])
+        questions = [request for reading, _ in chunk for request in requests(reading)]
+        report = ask(bundle, questions, engine=runner)
         engine = report.engine
         answers = iter(report.answers)
         comparisons += [
@@ -210,8 +222,9 @@ def _size(reading: Reading) -> int:
     return reading.logmel.nbytes + reading.audio.nbytes + logits
 
 
-def _targets(manifest: Manifest) -> list[str]:
-    return list(dict.fromkeys(artifact.target for artifact in manifest.artifacts))
+def _runners(manifest: Manifest) -> dict[str, str]:
+    """Each target of a bundle, and the engine that its artifacts ask for."""
+    return {artifact.target: artifact.requirements["engine"] for artifact in manifest.artifacts}
 
 
 def _folder(cache: Path | None) -> AbstractContextManager[str]:
