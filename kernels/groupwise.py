@@ -19,6 +19,7 @@ UInt8 = NDArray[np.uint8]
 
 _SMALLEST = np.float16(2.0**-24)  # the least positive float16: a scale is never zero
 _LARGEST = float(np.finfo(np.float16).max)
+_INFINITE = np.uint32(0x7F800000)  # the bits of infinity; beyond it only what is not a number
 _INT4_DIVISORS = (7.0, 7.25, 7.5, 7.75, 8.0)
 
 
@@ -31,11 +32,11 @@ def quantize_symmetric(weights: Float32, bits: int, group: int) -> tuple[UInt8, 
     Raises:
         ValueError: a weight is not finite, or too large for a float16 scale.
     """
-    _, largest, _ = _group_extent(weights, group)
+    largest = _largest_magnitudes(weights, group)
     codes = np.empty(weights.shape, np.uint8)
     if bits == 8:
         scales = largest / np.float32(127)
-        inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+        inverse = np.float32(1) / np.maximum(scales, np.float32(_SMALLEST))
         _compiled(_code_symmetric)(weights, group, inverse, 1 << (bits - 1), codes)
         return codes, _positive(scales)
     candidates = np.stack([_positive(largest / np.float32(divisor)) for divisor in _INT4_DIVISORS])
@@ -50,7 +51,9 @@ def quantize_asymmetric(weights: Float32, bits: int, group: int) -> tuple[UInt8,
     Raises:
         ValueError: a weight is not finite, or too large for a float16 scale.
     """
-    span, _, lowest = _group_extent(weights, group)
+    largest = _largest_magnitudes(weights, group)
+    span, lowest = np.empty_like(largest), np.empty_like(largest)
+    _compiled(_extremes)(weights, group, span, lowest)
     top = (1 << bits) - 1
     scales = _positive(span / np.float32(top))
     zero_points = np.clip(np.rint(-lowest / scales.astype(np.float32)), 0, top).astype(np.uint8)
@@ -90,15 +93,16 @@ def pad_columns(codes: UInt8, columns: int, value: int) -> UInt8:
     return codes if missing == 0 else np.pad(codes, ((0, 0), (0, missing)), constant_values=value)
 
 
-def _group_extent(weights: Float32, group: int) -> tuple[Float32, Float32, Float32]:
-    shape = (weights.shape[0], -(-weights.shape[1] // group))
-    low, high = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    if not _compiled(_extremes)(weights, group, low, high):
+def _largest_magnitudes(weights: Float32, group: int) -> Float32:
+    """The largest magnitude of each group [N, ceil(K/g)], after refusing what no float16 scale can stand for."""
+    largest = np.empty((weights.shape[0], -(-weights.shape[1] // group)), np.uint32)
+    _compiled(_largest_bits)(weights.view(np.uint32), group, largest)
+    if largest.max(initial=0) >= _INFINITE:
         raise ValueError("a weight is infinite or not a number")
-    largest = np.maximum(-low, high)
-    if largest.size and float(largest.max()) > _LARGEST:
-        raise ValueError(f"the weight {float(largest.max()):g} is too large for a float16 scale")
-    return high - low, largest, low
+    magnitudes: Float32 = largest.view(np.float32)
+    if magnitudes.max(initial=0) > _LARGEST:
+        raise ValueError(f"the weight {float(magnitudes.max()):g} is too large for a float16 scale")
+    return magnitudes
 
 
 def _positive(scales: Float32) -> Float16:
@@ -113,22 +117,27 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
-def _extremes(weights: Any, group: int, low: Any, high: Any) -> bool:
-    """Each group's least and greatest value, 0 included; False where a value is not finite."""
-    finite = True
+def _largest_bits(bits: Any, group: int, largest: Any) -> None:
+    """Magnitudes of floats are ordered as their bits are without the sign, and a maximum of integers vectorizes."""
+    magnitude = np.uint32(0x7FFFFFFF)
+    for row in range(bits.shape[0]):
+        for block in range(largest.shape[1]):
+            values = bits[row, block * group : (block + 1) * group]
+            greatest = np.uint32(0)
+            for column in range(values.size):
+                greatest = max(greatest, values[column] & magnitude)
+            largest[row, block] = greatest
+
+
+def _extremes(weights: Any, group: int, span: Any, lowest: Any) -> None:
+    """Each group's range and least value, 0 included."""
     for row in range(weights.shape[0]):
-        for block in range(low.shape[1]):
-            start, stop = block * group, min((block + 1) * group, weights.shape[1])
+        for block in range(span.shape[1]):
             least, greatest = np.float32(0), np.float32(0)
-            total = np.float32(0)
-            for column in range(start, stop):
-                value = weights[row, column]
-                least = min(least, value)
-                greatest = max(greatest, value)
-                total += value * np.float32(0)  # stays 0 unless a value is infinite or not a number
-            finite = finite and total == 0
-            low[row, block], high[row, block] = least, greatest
-    return finite
+            for column in range(block * group, min((block + 1) * group, weights.shape[1])):
+                least = min(least, weights[row, column])
+                greatest = max(greatest, weights[row, column])
+            span[row, block], lowest[row, block] = greatest - least, least
 
 
 def _code_symmetric(weights: Any, group: int, inverse: Any, zero: int, codes: Any) -> None:
@@ -142,26 +151,37 @@ def _code_symmetric(weights: Any, group: int, inverse: Any, zero: int, codes: An
 
 
 def _choose_symmetric(weights: Any, group: int, candidates: Any, codes: Any, chosen: Any) -> None:
-    floor, ceiling = np.float32(-8), np.float32(7)
+    floor, ceiling, lanes = np.float32(-8), np.float32(7), 8
+    errors = np.zeros(-(-group // lanes) * lanes, np.float32)
     for row in range(weights.shape[0]):
         for block in range(chosen.shape[1]):
-            start, stop = block * group, min((block + 1) * group, weights.shape[1])
+            values = weights[row, block * group : (block + 1) * group]
             best, least = 0, np.float32(np.inf)
             for index in range(candidates.shape[0]):
+                for lane in range(values.size, errors.size):  # of the candidate before, in a short group
+                    errors[lane] = 0
                 scale = candidates[index, row, block]
                 inverse = np.float32(1) / scale
-                error = np.float32(0)
-                for column in range(start, stop):
-                    value = weights[row, column]
-                    code = min(max(np.rint(value * inverse), floor), ceiling)
-                    distance = value - code * scale
-                    error += distance * distance
+                for column in range(values.size):
+                    code = min(max(np.rint(values[column] * inverse), floor), ceiling)
+                    distance = values[column] - code * scale
+                    errors[column] = distance * distance
+                # one running sum could not be vectorized; eight, added in this order, can and give the same everywhere
+                for start in range(lanes, errors.size, lanes):
+                    for lane in range(lanes):
+                        errors[lane] += errors[start + lane]
+                even, odd = (
+                    errors[0] + errors[4] + (errors[2] + errors[6]),
+                    errors[1] + errors[5] + (errors[3] + errors[7]),
+                )
+                error = even + odd
                 if error < least:
                     best, least = index, error
             inverse = np.float32(1) / candidates[best, row, block]
-            for column in range(start, stop):
-                code = min(max(np.rint(weights[row, column] * inverse), floor), ceiling)
-                codes[row, column] = np.uint8(np.int32(code) + 8)
+            coded = codes[row, block * group : (block + 1) * group]
+            for column in range(values.size):
+                code = min(max(np.rint(values[column] * inverse), floor), ceiling)
+                coded[column] = np.uint8(np.int32(code) + 8)
             chosen[row, block] = best
 
 
