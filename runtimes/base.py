@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..targets.contract import Float32, Int64
 from ..targets.manifest import Manifest
@@ -23,6 +23,17 @@ class Sequences:
 
     lengths: list[int]
     cache: Any = field(repr=False)
+
+
+class Encoder(Protocol):
+    """An opened audio encoder, for an engine that has none of its own."""
+
+    name: str
+
+    def encode(self, mel: Float32) -> Float32:
+        """Audio embeddings [windows, tokens, hidden] of log-mel windows [windows, mel bins, frames]."""
+
+    def close(self) -> None: ...
 
 
 class Engine(Protocol):
@@ -69,4 +80,16 @@ class Runtime(Protocol):
 
         Raises:
             EngineError: the engine is missing, or it refused an artifact.
+        """
+
+
+@runtime_checkable
+class EncoderRuntime(Runtime, Protocol):
+    """A runtime that also opens the audio encoder of a bundle alone."""
+
+    def open_encoder(self, folder: Path, manifest: Manifest, options: Options) -> Encoder:
+        """Open the audio encoder of this runtime's target.
+
+        Raises:
+            EngineError: the engine is missing, or it refused the artifact.
         """

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..targets.contract import Artifact, EngineError, Float32, Int64
 from ..targets.manifest import Manifest
-from .base import Engine, Options, Sequences
+from .base import Encoder, Engine, Options, Sequences
 
 ROOM = 256  # tokens that a fused cache is longer than what it holds, so that it seldom grows
 
@@ -34,10 +34,7 @@ class OnnxRuntime:
         return None
 
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
-        if reason := self.usable():
-            raise EngineError(f"engine 'onnxruntime' cannot be used: {reason}")
-        if options.provider != "cpu":
-            raise EngineError(f"engine 'onnxruntime' has no provider '{options.provider}' here (it has: cpu).")
+        self._check(options)
         encoder, embedding, decoder = (
             _session(_model_file(folder, manifest, stage), threads)
             for stage, threads in (
@@ -48,6 +45,33 @@ class OnnxRuntime:
         )
         return OnnxEngine(encoder, embedding, decoder)
 
+    def open_encoder(self, folder: Path, manifest: Manifest, options: Options) -> Encoder:
+        self._check(options)
+        return OnnxEncoder(_session(_model_file(folder, manifest, "audio_encoder"), options.threads))
+
+    def _check(self, options: Options) -> None:
+        if reason := self.usable():
+            raise EngineError(f"engine 'onnxruntime' cannot be used: {reason}")
+        if options.provider != "cpu":
+            raise EngineError(f"engine 'onnxruntime' has no provider '{options.provider}' here (it has: cpu).")
+
+
+class OnnxEncoder:
+    """An opened audio encoder."""
+
+    name = "onnxruntime-cpu"
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def encode(self, mel: Float32) -> Float32:
+        # One window at a time: a batch is no faster, and takes the memory of all its windows at once.
+        windows = [_run(self._session, {"audio_values": mel[i : i + 1]})[0] for i in range(len(mel))]
+        return np.asarray(np.concatenate(windows), np.float32)
+
+    def close(self) -> None:
+        self.__dict__.clear()
+
 
 class OnnxEngine:
     """An opened bundle."""
@@ -55,15 +79,13 @@ class OnnxEngine:
     name = "onnxruntime-cpu"
 
     def __init__(self, encoder: Any, embedding: Any, decoder: Any) -> None:
-        self._encoder = encoder
+        self._encoder = OnnxEncoder(encoder)
         self._embedding = embedding
         self._graph = _Graph(decoder)
         self._decoder = _StandardDecoder(self._graph) if self._graph.has_positions else _FusedDecoder(self._graph)
 
     def encode(self, mel: Float32) -> Float32:
-        # One window at a time: a batch is no faster, and takes the memory of all its windows at once.
-        windows = [_run(self._encoder, {"audio_values": mel[i : i + 1]})[0] for i in range(len(mel))]
-        return np.asarray(np.concatenate(windows), np.float32)
+        return self._encoder.encode(mel)
 
     def embed(self, ids: Int64) -> Float32:
         embeddings: Float32 = _run(self._embedding, {"input_ids": np.asarray(ids, np.int64)[None]})[0][0]

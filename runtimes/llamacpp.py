@@ -1,0 +1,214 @@
+"""llama.cpp: runs the decoder of a bundle's `gguf` artifacts, in a process of its own.
+
+Audio comes as embeddings from an engine that computes them exactly. llama.cpp's own audio path averages pairs of Voxtral's
+encoder frames, which the model does not, so it is not taken.
+"""
+
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..targets import gguf_blocks, gguf_file
+from ..targets.contract import EngineError, Float32, Int64
+from ..targets.manifest import Manifest
+from .base import Encoder, EncoderRuntime, Engine, Options, Sequences
+from .device import usable_cores
+from .llamacpp_api import MAX_SEQUENCES, library
+from .llamacpp_process import Process
+from .select import installed, runtimes
+
+PINNED = "2026.10.11549"
+_EMBEDDING = "token_embd.weight"
+
+
+class LlamaCpp:
+    """llama.cpp on the CPU, as package xllamacpp brings it."""
+
+    name = "llamacpp"
+    target = "gguf"
+
+    def usable(self) -> str | None:
+        found = installed("xllamacpp")
+        if found is None:
+            return 'package xllamacpp is not installed. Install it with: pip install "ossicle[gguf]"'
+        if found != PINNED:
+            return (
+                f"xllamacpp {found} is installed, and its C interface is known at {PINNED} alone. "
+                f'Install that with: pip install "xllamacpp=={PINNED}"'
+            )
+        try:
+            library()
+        except EngineError as reason:
+            return f'{reason}. Install it with: pip install --force-reinstall "xllamacpp=={PINNED}"'
+        return None
+
+    def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
+        if reason := self.usable():
+            raise EngineError(f"engine 'llamacpp' cannot be used: {reason}")
+        if options.provider != "cpu":
+            raise EngineError(f"engine 'llamacpp' has no provider '{options.provider}' here (it has: cpu).")
+        path = _decoder_file(folder, manifest)
+        embedding = gguf_file.read(path)
+        threads = options.threads or usable_cores()
+        process = Process({"path": str(path), "threads": threads, "cache": "float32"})
+        try:
+            return LlamaCppEngine(process, embedding, _open_encoder(folder, manifest, options))
+        except BaseException:
+            process.close()
+            raise
+
+
+class LlamaCppEngine:
+    """An opened bundle."""
+
+    def __init__(self, process: Process, contents: gguf_file.Contents, encoder: Encoder | None) -> None:
+        self._process = process
+        self._closing = weakref.finalize(self, process.close)
+        self._encoder = encoder
+        self._embedding = contents.tensors[_EMBEDDING].type, contents.bytes_of(_EMBEDDING)
+        self._numbers = _Numbers()
+        self.name = "llamacpp-cpu" if encoder is None else f"{encoder.name}+llamacpp-cpu"
+
+    def encode(self, mel: Float32) -> Float32:
+        if self._encoder is None:
+            raise EngineError(
+                "engine 'llamacpp' takes audio from an exact encoder (its own averages pairs of frames, which the model does "
+                "not), and the bundle has none that can be opened here. "
+                "Build one beside it: ossicle build CHECKPOINT --target onnx,gguf"
+            )
+        return self._encoder.encode(mel)
+
+    def embed(self, ids: Int64) -> Float32:
+        kind, stored = self._embedding
+        return gguf_blocks.unpack(stored[np.asarray(ids, np.int64)], kind)
+
+    def prefill(self, prompts: Sequence[Float32]) -> tuple[Float32, Sequences]:
+        state = Sequences([0] * len(prompts), self._taken(len(prompts)))
+        return self._advance(state, [len(prompt) for prompt in prompts], np.concatenate(prompts))
+
+    def extend(self, state: Sequences, prompt: Float32) -> tuple[Float32, Sequences]:
+        if len(state.lengths) != 1:
+            raise EngineError(f"engine '{self.name}' cannot extend {len(state.lengths)} rows at once (it can: 1).")
+        return self._advance(state, [len(prompt)], prompt)
+
+    def step(self, state: Sequences, tokens: Int64) -> tuple[Float32, Sequences]:
+        return self._advance(state, [1] * len(state.lengths), np.asarray(tokens, np.int32))
+
+    def keep(self, state: Sequences, rows: Sequence[int]) -> Sequences:
+        held, kept = self._held(state), self._taken(len(rows))
+        pairs = [[held.numbers[row], number] for row, number in zip(rows, kept.numbers, strict=True)]
+        self._process.call("copy", {"pairs": pairs, "free": self._numbers.forgotten()})
+        return Sequences([state.lengths[row] for row in rows], kept)
+
+    def score(self, prompt: Float32, last: int = 0) -> Float32:
+        held = self._taken(1)
+        return self._decode([[held.numbers[0], 0, len(prompt), last or len(prompt)]], prompt)
+
+    def close(self) -> None:
+        self._closing()
+        if self._encoder is not None:
+            self._encoder.close()
+
+    def _advance(self, state: Sequences, counts: Sequence[int], values: NDArray[Any]) -> tuple[Float32, Sequences]:
+        held = self._held(state)
+        parts = [
+            [number, length, count, 1]
+            for number, length, count in zip(held.numbers, state.lengths, counts, strict=True)
+        ]
+        logits = self._decode(parts, values)
+        lengths = [length + count for length, count in zip(state.lengths, counts, strict=True)]
+        return logits, Sequences(lengths, held)
+
+    def _decode(self, parts: list[list[int]], values: NDArray[Any]) -> Float32:
+        message = {"parts": parts, "free": self._numbers.forgotten()}
+        values = values if values.ndim == 1 else np.asarray(values, np.float32)
+        return np.asarray(self._process.call("decode", message, [values])[1][0], np.float32)
+
+    def _taken(self, count: int) -> "_Held":
+        """Numbers for new sequences, of a child that is running."""
+        self._process.start()
+        return self._numbers.take(count, self._process.lives)
+
+    def _held(self, state: Sequences) -> "_Held":
+        held: _Held = state.cache
+        if held.life != self._process.lives or self._process.pid is None:
+            raise EngineError(
+                "engine 'llamacpp' ended since these sequences were begun, and they are lost. Begin them again: prefill"
+            )
+        return held
+
+
+class _Held:
+    """The numbers that the child knows some sequences by, theirs as long as this is referred to."""
+
+    def __init__(self, numbers: list[int], life: int) -> None:
+        self.numbers = numbers
+        self.life = life
+
+
+class _Numbers:
+    """Which of the child's sequence numbers are taken."""
+
+    def __init__(self) -> None:
+        self._life = 0
+        self._free = list(range(MAX_SEQUENCES))
+        self._stale: list[int] = []  # free, and the child has yet to forget what they held
+        self._dropped: list[tuple[int, int]] = []  # (life, number); appended to whenever a `_Held` goes
+
+    def take(self, count: int, life: int) -> _Held:
+        """Numbers of sequences that hold nothing once the child has forgotten what `forgotten` says.
+
+        Raises:
+            EngineError: there are not as many.
+        """
+        if life != self._life:
+            self._life, self._free, self._stale = life, list(range(MAX_SEQUENCES)), []
+        self._collect()
+        if count > len(self._free):
+            raise EngineError(
+                f"engine 'llamacpp' cannot begin {count} more sequences (it can: {len(self._free)} of {MAX_SEQUENCES})."
+            )
+        numbers, self._free = self._free[:count], self._free[count:]
+        held = _Held(numbers, life)
+        weakref.finalize(held, self._dropped.extend, [(life, number) for number in numbers])
+        return held
+
+    def forgotten(self) -> list[int]:
+        """Numbers that nobody referred to any more, for the child to forget before all else."""
+        self._collect()
+        stale, self._stale = self._stale, []
+        return stale
+
+    def _collect(self) -> None:
+        dropped = [self._dropped.pop() for _ in range(len(self._dropped))]
+        numbers = sorted(number for life, number in dropped if life == self._life)
+        self._free += numbers
+        self._stale += numbers
+
+
+def _decoder_file(folder: Path, manifest: Manifest) -> Path:
+    artifacts = [a for a in manifest.artifacts if (a.target, a.stage) == ("gguf", "decoder")]
+    files = [file.path for artifact in artifacts for file in artifact.files]
+    if len(files) != 1:
+        held = ", ".join(f"{a.stage} for {a.target}" for a in manifest.artifacts) or "nothing"
+        raise EngineError(
+            f"engine 'llamacpp' needs one file of 'decoder' for target gguf, and bundle '{folder}' has {len(files)} "
+            f"(it has: {held}). Build it with: ossicle build CHECKPOINT --target onnx,gguf"
+        )
+    return folder / files[0]
+
+
+def _open_encoder(folder: Path, manifest: Manifest, options: Options) -> Encoder | None:
+    """The audio encoder of another target's artifacts on the first engine that runs them here."""
+    targets = {artifact.target for artifact in manifest.artifacts if artifact.stage == "audio_encoder"}
+    for runtime in runtimes():
+        if isinstance(runtime, EncoderRuntime) and runtime.target in targets and runtime.usable() is None:
+            return runtime.open_encoder(folder, manifest, options)
+    return None
+
+
+RUNTIME = LlamaCpp()

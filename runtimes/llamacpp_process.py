@@ -1,0 +1,129 @@
+"""The child process that llama.cpp runs in, from outside: started when it is needed, gone without harm."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+from numpy.typing import NDArray
+
+from ..targets.contract import EngineError
+from . import llamacpp_wire
+
+_PATIENCE = 10.0  # seconds that it has for ending by itself
+_TAIL = 400  # characters of what it printed last that an error tells
+
+
+class Process:
+    """A child that has opened a model, started anew by the next call where it has died."""
+
+    def __init__(self, opening: dict[str, Any]) -> None:
+        self._opening = opening
+        self._child: subprocess.Popen[bytes] | None = None
+        self._printed: BinaryIO | None = None
+        self.lives = 0  # how often it was started: what an earlier one held is lost
+        self.model = self.start()
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the process that is running."""
+        return self._child.pid if self._child else None
+
+    def start(self) -> dict[str, Any]:
+        """Start the child if none is running, and what it says of the model.
+
+        Raises:
+            EngineError: it cannot be started, or refuses the model.
+        """
+        if self._child is not None:
+            return self.model
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115, it stays open as long as the child
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.llamacpp_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._printed,
+            env=os.environ | {"PYTHONSAFEPATH": "1"},  # nothing that lies in the working folder is imported
+        )
+        self.lives += 1
+        try:
+            self.model = self.call("open", self._opening)[0]
+        except EngineError:
+            self.close()
+            raise
+        return self.model
+
+    def call(
+        self, action: str, message: dict[str, Any], arrays: Sequence[NDArray[Any]] = ()
+    ) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+        """What the child answers.
+
+        Raises:
+            EngineError: it refuses, or has died; then the next `start` begins anew.
+        """
+        child = self._child
+        if child is None or child.stdin is None or child.stdout is None:
+            raise EngineError("engine 'llamacpp' is not running. Open the bundle again: ossicle.load(bundle)")
+        try:
+            llamacpp_wire.send(child.stdin, {"do": action, **message}, arrays)
+            answer, results = llamacpp_wire.receive(child.stdout)
+        except (EOFError, OSError) as reason:
+            raise self._death() from reason
+        except BaseException:
+            self.close(patience=0.0)  # an answer that nobody waits for would be taken for that of the next call
+            raise
+        if "error" in answer:
+            raise EngineError(f"engine 'llamacpp' failed: {answer['error']}. See what this machine has: ossicle doctor")
+        return answer, results
+
+    def close(self, patience: float = _PATIENCE) -> None:
+        """End the child, if there is one."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        if not patience:
+            child.kill()
+        _close_pipes(child)
+        try:
+            child.wait(patience or None)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        if self._printed:
+            self._printed.close()
+
+    def _death(self) -> EngineError:
+        """The error that tells how the child died."""
+        child, self._child = self._child, None
+        assert child is not None
+        assert self._printed is not None
+        _close_pipes(child)
+        status = child.wait()
+        self._printed.seek(max(0, self._printed.seek(0, os.SEEK_END) - _TAIL))
+        printed = self._printed.read().decode(errors="replace").strip()
+        self._printed.close()
+        return EngineError(
+            f"engine 'llamacpp' ended in the middle of its work ({_cause(status)}){': ' + printed if printed else ''}. "
+            "What it was computing is lost; the next call starts it again"
+        )
+
+
+def _close_pipes(child: subprocess.Popen[bytes]) -> None:
+    for pipe in (child.stdin, child.stdout):
+        try:
+            if pipe:
+                pipe.close()
+        except OSError:
+            continue  # what was still to be written has nobody to read it
+
+
+def _cause(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"

@@ -1,0 +1,80 @@
+"""The process that llama.cpp runs in: `python -m ossicle.runtimes.llamacpp_worker`, asked on standard input.
+
+A message says what to do, as a method of `Worker`; the answer holds its result, or "error". It ends when its input does. What
+the library prints goes to standard error.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+from numpy.typing import NDArray
+
+from ..targets.contract import EngineError
+from .llamacpp_api import Api, Context
+from .llamacpp_wire import receive, send
+
+ROOM = 1024  # tokens that a fresh cache holds
+
+
+class Worker:
+    """A model, once it is opened."""
+
+    def __init__(self) -> None:
+        self._context: Context | None = None
+
+    def open(self, path: str, threads: int, cache: str) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+        """Load a model."""
+        self._context = Context(Api(), path, threads, cache, ROOM)
+        return {"hidden": self._context.hidden, "vocabulary": self._context.vocabulary}, []
+
+    def decode(
+        self, parts: Sequence[Sequence[int]], free: Sequence[int], values: NDArray[Any]
+    ) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+        """Logits of tokens added to sequences, after those in `free` are forgotten."""
+        context = self._opened()
+        context.remove(free)
+        return {}, [context.decode(parts, values)]
+
+    def copy(self, pairs: Sequence[Sequence[int]], free: Sequence[int]) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+        """Sequences begun as others are, after those in `free` are forgotten."""
+        context = self._opened()
+        context.remove(free)
+        for source, to in pairs:
+            context.copy(source, to)
+        return {}, []
+
+    def _opened(self) -> Context:
+        if self._context is None:
+            raise EngineError("no model is open")
+        return self._context
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer requests until there are no more."""
+    worker = Worker()
+    actions = {"open": worker.open, "decode": worker.decode, "copy": worker.copy}
+    while True:
+        try:
+            message, arrays = receive(requests)
+        except EOFError:
+            return
+        try:
+            answer, results = actions[message.pop("do")](*message.values(), *arrays)
+        except (EngineError, MemoryError) as reason:
+            answer, results = {"error": str(reason) or type(reason).__name__}, []
+        send(answers, answer, results)
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what the library prints must not come between answers
+    serve(sys.stdin.buffer, answers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
