@@ -1,4 +1,4 @@
-"""ossicle compiles a trained audio-language model once, lowers it to every edge runtime, and runs it on the best engine present."""
+"""ossicle compiles a trained audio-language model once, lowers it to every edge runtime, and runs it on the best engine."""
 
 from typing import Any
 
