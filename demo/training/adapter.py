@@ -67,7 +67,9 @@ def main() -> None:
                 flush=True,
             )
             seen.zero_()
+    adapted.peft_config["default"].base_model_name_or_path = "../model"
     adapted.save_pretrained(options.out)
+    (options.out / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
 
 if __name__ == "__main__":
