@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ossicle.benchmarks.checkpoints import configuration
-from ossicle.compiler.families import voxtral
+from ossicle.compiler.families import family, voxtral
 from ossicle.compiler.pipeline import Silent
 from ossicle.compiler.quantize import Weights
 from ossicle.runtimes.base import Options
@@ -27,7 +27,8 @@ from ossicle.targets.contract import Float32
 from ossicle.targets.onnx import Onnx
 from ossicle.targets.recipes import RECIPES
 
-_FORMS = ("fused", "standard")
+Form = Literal["fused", "standard"]
+_FORMS: tuple[Form, ...] = ("fused", "standard")
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ def main() -> None:
         report(engines, prompt.astype(np.float32), options.steps)
 
 
-def build(config: dict[str, Any], folder: Path, recipe: str, form: str) -> Any:
+def build(config: dict[str, Any], folder: Path, recipe: str, form: Form) -> Any:
     """An engine over random weights, attention in one of its forms."""
     chosen = replace(RECIPES[recipe], attention=form, context=8192)
     sources = {name: Random(name, shape) for name, shape in voxtral.parameters(config).items()}
-    weights = Weights(sources, chosen, voxtral)
+    weights = Weights(sources, chosen, family("voxtral"))
     stages = voxtral.stages(config, chosen.context)
     artifacts = tuple(Onnx().lower(stage, chosen, weights, folder, Silent()) for stage in stages)
     manifest = manifests.Manifest(
@@ -80,19 +81,17 @@ def build(config: dict[str, Any], folder: Path, recipe: str, form: str) -> Any:
     return RUNTIME.open(folder, manifest, Options())
 
 
-def report(engines: dict[str, Any], prompt: Float32, steps: int) -> None:
+def report(engines: dict[Form, Any], prompt: Float32, steps: int) -> None:
     """Measure prefill and steps in turns; print tokens per second and the ratio."""
-    prefill: dict[str, list[float]] = {form: [] for form in engines}
-    step: dict[str, list[float]] = {form: [] for form in engines}
+    prefill: dict[Form, list[float]] = {form: [] for form in engines}
+    step: dict[Form, list[float]] = {form: [] for form in engines}
     states = {form: engine.prefill([prompt])[1] for form, engine in engines.items()}
     for _ in range(3):
         for form, engine in engines.items():
-            prefill[form].append(seconds(lambda engine=engine: engine.prefill([prompt]))[0])
+            prefill[form].append(seconds(engine.prefill, [prompt])[0])
     for _ in range(steps):
         for form, engine in engines.items():
-            taken, (_, states[form]) = seconds(
-                lambda form=form, engine=engine: engine.step(states[form], np.array([1], np.int64))
-            )
+            taken, (_, states[form]) = seconds(engine.step, states[form], np.array([1], np.int64))
             step[form].append(taken)
     print(f"{'attention':10} {'prefill tok/s':>14} {'step ms, median':>16} {'least':>8}")
     for form in engines:
@@ -104,10 +103,10 @@ def report(engines: dict[str, Any], prompt: Float32, steps: int) -> None:
     )
 
 
-def seconds(action: Callable[[], Any]) -> tuple[float, Any]:
+def seconds(action: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     """How long an action takes, and what it gives."""
     begun = time.perf_counter()
-    result = action()
+    result = action(*arguments)
     return time.perf_counter() - begun, result
 
 

@@ -58,7 +58,7 @@ def _blocks(source: TensorSource, form: WeightFormat) -> Iterator[QuantizedRows]
             ) from reason
 
 
-def _quantize(start: int, values: np.ndarray, form: WeightFormat) -> QuantizedRows:  # type: ignore[type-arg]
+def _quantize(start: int, values: np.ndarray, form: WeightFormat) -> QuantizedRows:
     if form.symmetric:
         codes, scales = groupwise.quantize_symmetric(values, form.bits, form.group)
         return QuantizedRows(start, codes, scales, None)

@@ -21,7 +21,7 @@ def audio_encoder(model: Any) -> TracedStage:
     """
     import torch
 
-    class AudioEncoder(torch.nn.Module):
+    class AudioEncoder(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = _shell(audio_tower=model.audio_tower, multi_modal_projector=model.multi_modal_projector)
@@ -48,7 +48,7 @@ def embed_tokens(language_model: Any) -> TracedStage:
     """Token ids [batch, sequence] to embeddings [batch, sequence, hidden]."""
     import torch
 
-    class EmbedTokens(torch.nn.Module):
+    class EmbedTokens(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = _shell(language_model=_shell(embed_tokens=language_model.embed_tokens))
@@ -70,7 +70,7 @@ def decoder(language_model: Any, lm_head: Any, rotary: dict[str, Float32]) -> Tr
     """
     import torch
 
-    class Decoder(torch.nn.Module):
+    class Decoder(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = _shell(language_model=_shell(layers=language_model.layers, norm=language_model.norm))

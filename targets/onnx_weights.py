@@ -81,7 +81,7 @@ class DataFiles:
         """Put contiguous `values` at byte `position` of a slot."""
         if self._cancelled:
             raise CancelledError
-        view = memoryview(np.ascontiguousarray(values, dtype=slot.dtype)).cast("B")
+        view = np.ascontiguousarray(values, dtype=slot.dtype).data.cast("B")
         while view:
             written = os.pwrite(self._handles[slot.file], view, slot.offset + position)
             view, position = view[written:], position + written
@@ -252,7 +252,9 @@ def _add_job(layout: Layout, tensor: QuantizedTensor, codes: Slot, scales: Slot,
 
     def job(files: DataFiles) -> None:
         for block in tensor.blocks():
-            files.write(codes, block.start * (codes.size // rows), _packed_codes(block, tensor.format, codes.size // rows))
+            files.write(
+                codes, block.start * (codes.size // rows), _packed_codes(block, tensor.format, codes.size // rows)
+            )
             files.write(scales, block.start * (scales.size // rows), block.scales)
             if zeros is not None:
                 files.write(zeros, block.start * (zeros.size // rows), _packed_zero_points(block, tensor.format))
