@@ -167,7 +167,7 @@ def plan(options: argparse.Namespace) -> None:
     from ossicle.targets import onnx
     from ossicle.targets.recipes import recipe as named
 
-    config = _TOY if options.quick else SMALL_24B
+    config = _cut(_TOY if options.quick else SMALL_24B, options.layers)
     model, recipe = family("voxtral"), named(options.quant)
     tensors = {name: Shape(name, shape) for name, shape in model.parameters(config).items()}
     weights = Weights(tensors, recipe, model)
