@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ VERIFY = {("espeak", "digits"): 5, ("espeak", "command"): 5, ("espeak", "pair"):
           ("flite", "digits"): 2, ("flite", "command"): 2, ("flite", "pair"): 2}  # fmt: skip
 SHORTEST, LONGEST = 2.0, 6.0  # seconds, with the silence around
 LONG_CLIPS = {  # name -> samples, utterances in each window
-    "long-30s": (30 * SAMPLE_RATE, [3]),
-    "long-45s": (int(47.5 * SAMPLE_RATE), [2, 1]),
-    "long-60s": (60 * SAMPLE_RATE, [2, 2]),
-    "long-75s": (75 * SAMPLE_RATE, [2, 1, 1]),
+    "long-30s": (30 * SAMPLE_RATE, [2]),
+    "long-45s": (int(47.5 * SAMPLE_RATE), [1, 1]),
+    "long-60s": (60 * SAMPLE_RATE, [1, 1]),
+    "long-75s": (75 * SAMPLE_RATE, [1, 1, 1]),
 }
 
 
@@ -95,6 +96,13 @@ def _long(name: str, length: int, by_window: list[int], source: Iterator[Utteran
     return Recording(name, samples, " ".join(said), name, " ".join(voices))
 
 
+def _brief(spoken: list[Utterance]) -> Iterator[Utterance]:
+    """Commands and digits in turn, of three to five words, none of them twice: the model loses its place in repetitions."""
+    unrepeating = [u for u in reversed(spoken) if 3 <= len(u.text.split()) == len(set(u.text.split())) <= 5]
+    commands, digits = ([u for u in unrepeating if u.kind == kind] for kind in ("command", "digits"))
+    return chain.from_iterable(zip(commands, digits, strict=False))
+
+
 def _resampled(u: Utterance, rate: int) -> Samples:
     wave = soxr.resample(in_a_room(u).astype(np.float32), SAMPLE_RATE, rate)
     return np.clip(np.rint(wave), -32768, 32767).astype(np.int16)
@@ -114,7 +122,7 @@ def _odd(u: Utterance) -> Iterator[Recording]:
 def recordings(seed: int) -> Iterator[Recording]:
     spoken = {e: _unlike(speak(e, random.Random(f"{seed} {e}"), 200, "held-out")) for e in ("espeak", "flite")}
     yield from _short(spoken)
-    brief = iter([u for u in reversed(spoken["espeak"]) if 2 <= u.text.count(" ") <= 5])
+    brief = _brief(spoken["espeak"])
     for name, (length, by_window) in LONG_CLIPS.items():
         yield _long(name, length, by_window, brief)
     yield from _odd(next(u for u in brief if u.kind == "command"))
