@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from numpy.typing import NDArray
 
@@ -23,7 +23,7 @@ class Process:
     def __init__(self, opening: dict[str, Any]) -> None:
         self._opening = opening
         self._child: subprocess.Popen[bytes] | None = None
-        self._printed: BinaryIO | None = None
+        self._printed: IO[bytes] | None = None
         self.lives = 0  # how often it was started: what an earlier one held is lost
         self.model = self.start()
 

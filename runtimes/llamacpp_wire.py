@@ -8,7 +8,7 @@ The document says what the arrays are under "arrays": [dtype, shape] of each.
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 _DTYPES = ("float32", "int32")
 
 
-def send(stream: BinaryIO, message: Mapping[str, Any], arrays: Sequence[NDArray[Any]] = ()) -> None:
+def send(stream: IO[bytes], message: Mapping[str, Any], arrays: Sequence[NDArray[Any]] = ()) -> None:
     """Write a message; arrays are float32 or int32."""
     kept = [np.ascontiguousarray(array) for array in arrays]
     document = json.dumps({**message, "arrays": [[str(array.dtype), array.shape] for array in kept]}).encode()
@@ -26,7 +26,7 @@ def send(stream: BinaryIO, message: Mapping[str, Any], arrays: Sequence[NDArray[
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+def receive(stream: IO[bytes]) -> tuple[dict[str, Any], list[NDArray[Any]]]:
     """The next message and its arrays.
 
     Raises:
@@ -37,7 +37,7 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], list[NDArray[Any]]]:
     return document, [_array(stream, dtype, shape) for dtype, shape in document.pop("arrays")]
 
 
-def _array(stream: BinaryIO, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
+def _array(stream: IO[bytes], dtype: str, shape: Sequence[int]) -> NDArray[Any]:
     if dtype not in _DTYPES:
         raise ValueError(f"an array is of {dtype} (it can be: {', '.join(_DTYPES)})")
     kind = np.dtype(dtype)
@@ -45,7 +45,7 @@ def _array(stream: BinaryIO, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
     return np.frombuffer(_exactly(stream, count * kind.itemsize), kind).reshape(shape)
 
 
-def _exactly(stream: BinaryIO, count: int) -> bytes:
+def _exactly(stream: IO[bytes], count: int) -> bytes:
     data = bytearray()
     while len(data) < count:
         piece = stream.read(count - len(data))

@@ -7,14 +7,16 @@ the library prints goes to standard error.
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Sequence
+from typing import IO, Any
 
 from numpy.typing import NDArray
 
 from ..targets.contract import EngineError
 from .llamacpp_api import Api, Context
 from .llamacpp_wire import receive, send
+
+Answer = tuple[dict[str, Any], list[NDArray[Any]]]  # what is said, and arrays beside it
 
 ROOM = 1024  # tokens that a fresh cache holds
 
@@ -25,20 +27,18 @@ class Worker:
     def __init__(self) -> None:
         self._context: Context | None = None
 
-    def open(self, path: str, threads: int, cache: str) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    def open(self, path: str, threads: int, cache: str) -> Answer:
         """Load a model."""
         self._context = Context(Api(), path, threads, cache, ROOM)
         return {"hidden": self._context.hidden, "vocabulary": self._context.vocabulary}, []
 
-    def decode(
-        self, parts: Sequence[Sequence[int]], free: Sequence[int], values: NDArray[Any]
-    ) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    def decode(self, parts: Sequence[Sequence[int]], free: Sequence[int], values: NDArray[Any]) -> Answer:
         """Logits of tokens added to sequences, after those in `free` are forgotten."""
         context = self._opened()
         context.remove(free)
         return {}, [context.decode(parts, values)]
 
-    def copy(self, pairs: Sequence[Sequence[int]], free: Sequence[int]) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    def copy(self, pairs: Sequence[Sequence[int]], free: Sequence[int]) -> Answer:
         """Sequences begun as others are, after those in `free` are forgotten."""
         context = self._opened()
         context.remove(free)
@@ -52,10 +52,10 @@ class Worker:
         return self._context
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Answer requests until there are no more."""
     worker = Worker()
-    actions = {"open": worker.open, "decode": worker.decode, "copy": worker.copy}
+    actions: dict[str, Callable[..., Answer]] = {"open": worker.open, "decode": worker.decode, "copy": worker.copy}
     while True:
         try:
             message, arrays = receive(requests)

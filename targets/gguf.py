@@ -102,7 +102,7 @@ class Gguf:
             files=tuple(file_entry(folder, path) for path in paths),
             inputs=stage.inputs,
             outputs=stage.outputs,
-            requirements={"engine": "llama.cpp", "gguf": "3"},
+            requirements={"engine": "llamacpp", "gguf": "3"},
             memory=Memory(weights=size, kv_per_token=_kv_per_token(stage)),
         )
 

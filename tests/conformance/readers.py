@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import gguf
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -53,4 +54,48 @@ def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
     return np.stack([packed % 16, packed // 16], axis=-1).reshape(len(packed), -1)
 
 
-READERS = {"onnx": onnx_weights}
+_GGUF_NAMES = {
+    "token_embd.weight": "model.language_model.embed_tokens.weight",
+    "output_norm.weight": "model.language_model.norm.weight",
+    "output.weight": "lm_head.weight",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def gguf_weights(files: list[Path]) -> dict[str, np.ndarray]:
+    """Every weight of the decoder's `.gguf` file, read by gguf-py, as float32 with q/k rows in transformers' order."""
+    weights: dict[str, np.ndarray] = {}
+    for path in files:
+        if not path.name.startswith("mmproj"):
+            weights |= _decoder_weights(gguf.GGUFReader(path))
+    return weights
+
+
+def _decoder_weights(reader: gguf.GGUFReader) -> dict[str, np.ndarray]:
+    def size(key: str) -> int:
+        return int(reader.fields[f"llama.attention.{key}"].contents())
+
+    heads = {"attn_q": size("head_count"), "attn_k": size("head_count_kv")}
+    weights = {}
+    for tensor in reader.tensors:
+        values = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+        name = _GGUF_NAMES.get(tensor.name)
+        if name is None:
+            _, layer, module, kind = tensor.name.split(".")
+            name = f"model.language_model.layers.{layer}.{_GGUF_NAMES[module]}.{kind}"
+            if module in heads:
+                halves = values.reshape(heads[module], size("key_length") // 2, 2, -1)
+                values = halves.swapaxes(1, 2).reshape(values.shape)
+        weights[name] = values
+    return weights
+
+
+READERS = {"onnx": onnx_weights, "gguf": gguf_weights}
