@@ -7,14 +7,16 @@ parts of the model: the encoder, the projector and the language model. It is sav
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from pathlib import Path
 
 import torch
 from batches import Course, Pool, batches
-from grammar import WORDS, in_spanish
+from grammar import SPANISH, WORDS, in_spanish
 from model import Tokens, load
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from speech import Utterance
 from torch import nn
 from train import HERE, QUESTION_SHARE, REPORT_EVERY, losses, rate
 
@@ -24,6 +26,17 @@ TARGETS = [
     "linear_1",  # projector
     *("o_proj", "up_proj", "down_proj"),  # language model
 ]
+PLAIN_SHARE = 0.35  # of the sentences without a number, how many are kept
+
+
+class NumberPool(Pool):
+    """Mostly sentences that change."""
+
+    def draw(self, rng: random.Random, longest: int) -> Utterance:
+        while True:
+            utterance = super().draw(rng, longest)
+            if rng.random() < PLAIN_SHARE or not SPANISH.keys().isdisjoint(utterance.text.split()):
+                return utterance
 
 
 def main() -> None:
@@ -32,6 +45,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=HERE.parent / "model")
     parser.add_argument("--speech", type=Path, default=Path("build/demo/speech"))
     parser.add_argument("--out", type=Path, default=HERE.parent / "adapter")
+    parser.add_argument("--start", type=Path, help="an adapter to go on from")
+    parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
@@ -40,19 +55,22 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     torch.manual_seed(options.seed)
-    adapted = get_peft_model(load(options.model), LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS))
+    base = load(options.model)
+    if options.start:
+        adapted = PeftModel.from_pretrained(base, options.start, is_trainable=True)
+    else:
+        adapted = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS))
     adapted.print_trainable_parameters()
     adapted.train()
     model, listener = adapted.get_base_model(), nn.Linear(256, len(WORDS) + 1).requires_grad_(False)
     learning = [p for p in adapted.parameters() if p.requires_grad]
-    full_rate = 3e-3
-    stepper = torch.optim.AdamW(learning, lr=full_rate, weight_decay=0.0, betas=(0.9, 0.98))
+    stepper = torch.optim.AdamW(learning, lr=options.rate, weight_decay=0.0, betas=(0.9, 0.98))
 
-    pool, tokens = Pool(options.speech), Tokens(options.model)
+    pool, tokens = NumberPool(options.speech), Tokens(options.model)
     source = batches(pool, tokens, options.batch, Course(1.0), options.seed, spell=in_spanish)
     begin, step, seen = time.time(), 0, torch.zeros(2)
     while (progress := (time.time() - begin) / (60 * options.minutes)) < 1:
-        stepper.param_groups[0]["lr"] = full_rate * rate(progress)
+        stepper.param_groups[0]["lr"] = options.rate * rate(progress)
         text, answers, _ = losses(model, listener, next(source))
         (text + QUESTION_SHARE * answers).backward()
         nn.utils.clip_grad_norm_(learning, 1.0)
