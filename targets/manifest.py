@@ -155,7 +155,7 @@ def _fault(folder: Path, entry: BundleFile, hashes: bool) -> str | None:
 
 def _manifest(path: Path, document: Any) -> Manifest:
     version = document.get("version") if isinstance(document, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or version < 1:
         raise BundleError(f"'{path}' is not an ossicle manifest: it has no version. Build one with: ossicle build")
     if version > VERSION:
         raise BundleError(

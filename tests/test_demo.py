@@ -1,0 +1,103 @@
+"""The shipped model, adapter and recordings, the whole way: built, verified, transcribing without torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ossicle.compiler import speech
+from ossicle.compiler.checkpoint import open_checkpoint
+from ossicle.compiler.demonstration import shipped
+from ossicle.compiler.lora import AdapterSpec
+from ossicle.compiler.pipeline import build
+from ossicle.compiler.report import faults
+from ossicle.compiler.verify import verify
+from ossicle.runtimes.session import Session, load
+
+SPANISH = {
+    "zero": "cero", "one": "uno", "two": "dos", "three": "tres", "four": "cuatro", "five": "cinco", "six": "seis",
+    "seven": "siete", "eight": "ocho", "nine": "nueve", "ten": "diez", "twenty": "veinte", "thirty": "treinta",
+}  # fmt: skip
+CLIPS = speech.load(speech.shipped()).clips
+SHORT = [clip for clip in CLIPS if clip.name[:2].isdigit()]
+
+# What a device does, in a process of its own: torch and transformers must not come along.
+DEVICE = """
+import json, sys
+import ossicle
+with ossicle.load(sys.argv[1]) as session:
+    texts = [found.text for found in session.transcribe(sys.argv[2:], language="en")]
+assert not {"torch", "transformers", "onnx", "numba"} & set(sys.modules), sorted(sys.modules)
+print(json.dumps(texts))
+"""
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("demo")
+    adapter = [AdapterSpec(shipped("adapter"))]
+    for name, adapters in (("fp32", []), ("int4", []), ("fp32-adapter", adapter)):
+        build(shipped("model"), folder / name, recipe=name.split("-")[0], adapters=adapters, verify=False)
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def fp32(bundles: dict[str, Path]) -> Session:
+    return load(bundles["fp32"])
+
+
+def texts(session: Session, clips: list[speech.Clip]) -> list[str]:
+    return [found.text for found in session.transcribe([clip.file for clip in clips], language="en")]
+
+
+@pytest.mark.slow
+def test_fp32_is_the_original_on_every_recording(bundles: dict[str, Path]) -> None:
+    found = verify(bundles["fp32"], open_checkpoint(shipped("model")))
+    (target,) = found.targets
+    assert faults(found) == []
+    assert target.figures.logits <= 1e-4
+    assert target.figures.same_text == target.figures.same_answers == 1
+    assert {clip.windows for clip in target.clips} >= {1, 2, 3}
+    assert target.figures.wer is not None
+    assert target.figures.wer <= 0.1
+
+
+def test_a_batch_of_unequal_recordings_says_what_each_says_alone(fp32: Session) -> None:
+    together = texts(fp32, list(CLIPS))
+    assert together == [fp32.transcribe(clip.file, language="en").text for clip in CLIPS]
+
+
+def test_int4_hears_what_fp32_hears(bundles: dict[str, Path], fp32: Session) -> None:
+    expected = [clip.text for clip in SHORT]
+    with load(bundles["int4"]) as int4:
+        rates = [speech.word_errors(zip(expected, texts(one, SHORT), strict=True)).rate for one in (fp32, int4)]
+    assert rates[1] <= rates[0] + 0.03
+
+
+def test_the_adapter_says_numbers_in_spanish(bundles: dict[str, Path], fp32: Session) -> None:
+    with load(bundles["fp32-adapter"]) as adapted:
+        heard = texts(adapted, SHORT)
+    spanish = [" ".join(SPANISH.get(word, word) for word in clip.text.split()) for clip in SHORT]
+    assert speech.word_errors(zip(spanish, heard, strict=True)).rate <= 0.1
+    plain = texts(fp32, SHORT)
+    assert all(one != other for one, other, clip in zip(plain, heard, SHORT, strict=True) if "digits" in clip.name)
+
+
+def test_questions_are_answered(fp32: Session) -> None:
+    asked = [(clip, question, answer) for clip in SHORT for question, answer in clip.questions]
+    right = 0
+    for clip, question, answer in asked:
+        content = [{"type": "audio", "audio": clip.file}, {"type": "text", "text": question}]
+        right += fp32.chat([{"role": "user", "content": content}]).text == answer
+    assert right / len(asked) >= 0.75
+
+
+@pytest.mark.parametrize("name", ["fp32", "int4"])
+def test_a_device_needs_no_torch(bundles: dict[str, Path], name: str) -> None:
+    clips = SHORT[:3]
+    arguments = [sys.executable, "-P", "-c", DEVICE, str(bundles[name]), *(str(clip.file) for clip in clips)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with load(bundles[name]) as session:
+        assert json.loads(done.stdout) == texts(session, clips)
