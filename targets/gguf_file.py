@@ -3,6 +3,7 @@
 Source of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Little-endian throughout.
 """
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class TensorInfo:
 
     @property
     def rows(self) -> int:
-        return int(np.prod(self.shape[:-1], dtype=np.int64))
+        return math.prod(self.shape[:-1])
 
     @property
     def row_bytes(self) -> int:
@@ -160,6 +161,8 @@ class _Reader:
         if kind != _ARRAY:
             raise ValueError(f"it has a value of type {kind}, which is unknown")
         item, count = self.unpack("IQ")
+        if item == _ARRAY:
+            raise ValueError("it has an array of arrays")
         if item in _SCALARS:
             return list(self.unpack(f"{count}{_SCALARS[item]}"))
         return [self.value(item) for _ in range(count)]
