@@ -22,7 +22,7 @@ from ossicle.benchmarks.process import Measured, machine, measure
 
 _ROOT = Path(__file__).parents[1]
 _SHARD_BYTES = 5_000_000_000
-_TOY_AUDIO = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+_TOY_AUDIO = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 _TOY_TEXT = {
     "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 512,
@@ -74,7 +74,8 @@ def run(options: argparse.Namespace) -> None:
     print("| built by | shape | checkpoint | time | CPU | speed | peak memory | GiB per GB |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     whole = _TOY if options.quick else MINI_3B
-    _build(options, _cut(whole, options.layers), with_peer=False)
+    if options.layers is None or options.layers != options.peer_layers:
+        _build(options, _cut(whole, options.layers), with_peer=False)
     if options.peer_layers:
         _build(options, _cut(whole, options.peer_layers), with_peer=True)
     if not options.no_plan:

@@ -96,5 +96,5 @@ def test_a_build_holds_a_few_row_blocks_of_any_number_of_matrices(tmp_path: Path
 def test_planning_voxtral_small_reads_no_weight_and_stays_within_a_gibibyte() -> None:
     taken = measure([sys.executable, ROOT / "benchmarks" / "build.py", "plan", "--layers", "1"])
     planned = dict(line.split("  ") for line in taken.output.splitlines() if line.startswith("onnx/"))
-    assert planned["onnx/embed_tokens_int8.onnx_data"] == "0.713 GB"  # 131072 x 5120 and a float32 scale for every 32
+    assert planned["onnx/embed_tokens_int8.onnx_data"] == "0.755 GB"  # 131072 x 5120 and a float32 scale for every 32
     assert taken.peak < 2**30
