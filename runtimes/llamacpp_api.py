@@ -93,11 +93,11 @@ _FUNCTIONS: Mapping[str, tuple[Any, ...]] = {  # name -> result, arguments
 }
 
 # What the defaults are at the version that is pinned. Numbers of threads depend on the machine.
-_MODEL_DEFAULTS = {
+MODEL_DEFAULTS = {
     "n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "lazy_mode": 1, "main_gpu": 0, "tensor_split": None,
     "kv_overrides": None, "vocab_only": False, "check_tensors": False, "use_extra_bufts": True, "no_alloc": False,
 }  # fmt: skip
-_CONTEXT_DEFAULTS = {
+CONTEXT_DEFAULTS = {
     "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_outputs_max_per_seq": 1, "rope_scaling_type": -1,
     "pooling_type": -1, "attention_type": -1, "flash_attn_type": -1, "rope_freq_base": 0.0, "yarn_ext_factor": -1.0,
     "yarn_orig_ctx": 0, "cb_eval": None, "type_k": 1, "type_v": 1, "abort_callback": None, "embeddings": False,
@@ -128,8 +128,8 @@ class Api:
             self._functions = _bind(ctypes.CDLL(str(library())))
         except (OSError, AttributeError) as reason:
             raise EngineError(f"package xllamacpp is not as it has to be: {reason}") from reason
-        self._check("llama_model_params", self.llama_model_default_params(), _MODEL_DEFAULTS)
-        self._check("llama_context_params", self.llama_context_default_params(), _CONTEXT_DEFAULTS)
+        check_defaults("llama_model_params", self.llama_model_default_params(), MODEL_DEFAULTS)
+        check_defaults("llama_context_params", self.llama_context_default_params(), CONTEXT_DEFAULTS)
         self.errors: list[str] = []
         self._log = _Log(self._keep)  # must live as long as the library may call it
         self.llama_log_set(self._log, None)
@@ -146,16 +146,6 @@ class Api:
     def _keep(self, level: int, text: bytes, _: Any) -> None:
         if level == _ERROR:
             self.errors = [*self.errors[-3:], text.decode(errors="replace").strip()]
-
-    @staticmethod
-    def _check(name: str, found: ctypes.Structure, expected: Mapping[str, Any]) -> None:
-        wrong = [
-            f"{field} is {getattr(found, field)!r}"
-            for field, value in expected.items()
-            if getattr(found, field) != value
-        ]
-        if wrong:
-            raise EngineError(f"package xllamacpp lays out {name} otherwise: {', '.join(wrong)}")
 
 
 class Context:
@@ -248,6 +238,17 @@ class Context:
 
     def _memory(self) -> Any:
         return self._api.llama_get_memory(self._context)
+
+
+def check_defaults(name: str, found: ctypes.Structure, expected: Mapping[str, Any]) -> None:
+    """Refuse defaults that are not read as they have to be.
+
+    Raises:
+        EngineError: naming every field that is not.
+    """
+    wrong = [f"{field} is {getattr(found, field)!r}" for field in expected if getattr(found, field) != expected[field]]
+    if wrong:
+        raise EngineError(f"package xllamacpp lays out {name} otherwise: {', '.join(wrong)}")
 
 
 def _spread(part: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int8]]:

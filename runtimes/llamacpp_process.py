@@ -24,6 +24,7 @@ class Process:
         self._opening = opening
         self._child: subprocess.Popen[bytes] | None = None
         self._printed: IO[bytes] | None = None
+        self._closed = False
         self.lives = 0  # how often it was started: what an earlier one held is lost
         self.model = self.start()
 
@@ -36,8 +37,10 @@ class Process:
         """Start the child if none is running, and what it says of the model.
 
         Raises:
-            EngineError: it cannot be started, or refuses the model.
+            EngineError: it cannot be started, or refuses the model, or was closed.
         """
+        if self._closed:
+            raise EngineError("engine 'llamacpp' is closed. Open the bundle again: ossicle.load(bundle)")
         if self._child is not None:
             return self.model
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115, it stays open as long as the child
@@ -52,7 +55,7 @@ class Process:
         try:
             self.model = self.call("open", self._opening)[0]
         except EngineError:
-            self.close()
+            self._end()
             raise
         return self.model
 
@@ -66,21 +69,25 @@ class Process:
         """
         child = self._child
         if child is None or child.stdin is None or child.stdout is None:
-            raise EngineError("engine 'llamacpp' is not running. Open the bundle again: ossicle.load(bundle)")
+            raise EngineError("engine 'llamacpp' is not running. Begin again: prefill")
         try:
             llamacpp_wire.send(child.stdin, {"do": action, **message}, arrays)
             answer, results = llamacpp_wire.receive(child.stdout)
         except (EOFError, OSError) as reason:
             raise self._death() from reason
         except BaseException:
-            self.close(patience=0.0)  # an answer that nobody waits for would be taken for that of the next call
+            self._end(patience=0.0)  # an answer that nobody waits for would be taken for that of the next call
             raise
         if "error" in answer:
             raise EngineError(f"engine 'llamacpp' failed: {answer['error']}. See what this machine has: ossicle doctor")
         return answer, results
 
-    def close(self, patience: float = _PATIENCE) -> None:
-        """End the child, if there is one."""
+    def close(self) -> None:
+        """End the child for good, if there is one."""
+        self._closed = True
+        self._end()
+
+    def _end(self, patience: float = _PATIENCE) -> None:
         child, self._child = self._child, None
         if child is None:
             return
