@@ -169,6 +169,10 @@ class Context:
         Each part is (sequence, first position, tokens, how many of its last logits are kept); `values` are their embeddings
         [tokens, hidden] float32 or their ids [tokens] int32, part after part.
         """
+        if not len(values) or (values.ndim == 2 and values.shape[1] != self.hidden):
+            raise EngineError(
+                f"{list(values.shape)} are no embeddings or tokens (embeddings are [tokens, {self.hidden}])"
+            )
         sequences, positions, kept = (np.concatenate(columns) for columns in zip(*map(_spread, parts), strict=True))
         self._live |= {int(part[0]) for part in parts}
         step = BATCH if max(part[3] for part in parts) <= 1 else BATCH // 8  # logits of many positions take much memory

@@ -123,10 +123,12 @@ def test_a_child_killed_in_a_generation_is_an_error_and_the_next_call_works(
     engine.step(fresh, np.array([1]))
 
 
-def test_a_crash_of_the_engine_is_told_with_what_it_printed(engine: llamacpp.LlamaCppEngine) -> None:
-    """A sequence number that llama.cpp has no place for ends its process, not ours."""
-    with pytest.raises(EngineError, match="engine 'llamacpp' "):
+def test_what_the_engine_refuses_is_told_with_its_reason(engine: llamacpp.LlamaCppEngine) -> None:
+    with pytest.raises(EngineError, match=r"answers -1 to 1 tokens: init: invalid seq_id\[0\]\[0\] = 999"):
         engine._process.call("decode", {"parts": [[999, 0, 1, 1]], "free": []}, [prompt(1)])
+    for values in (prompt(2)[:, :5], prompt(2)[:0]):
+        with pytest.raises(EngineError, match="no embeddings or tokens"):
+            engine.prefill([values])
     ours, _ = engine.prefill([prompt(2)])
     assert ours.shape == (1, 512)
 
