@@ -46,6 +46,7 @@ class Layout:
 
     slots: list[Slot] = field(default_factory=list)
     jobs: list[tuple[int, Callable[["DataFiles"], None]]] = field(default_factory=list)  # (bytes read, job)
+    file_bytes: int | None = CHUNK_BYTES  # the most that one file holds; None: all is in one
 
     def add(self, name: str, dtype: Any, shape: tuple[int, ...]) -> Slot:
         """A slot behind the last one, in a new file where the last one is full."""
@@ -54,7 +55,7 @@ class Layout:
         file, end = (self.slots[-1].file, self.slots[-1].offset + self.slots[-1].size) if self.slots else (0, 0)
         step = _PAGE if size >= _PAGE else 64
         offset = -(-end // step) * step
-        if offset and offset + size > CHUNK_BYTES:
+        if offset and self.file_bytes is not None and offset + size > self.file_bytes:
             file, offset = file + 1, 0
         slot = Slot(name, kind, shape, file, offset)
         self.slots.append(slot)
