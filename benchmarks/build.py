@@ -59,7 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("command", nargs="?", default="run", choices=("run", "plan", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="toys of the same architecture")
     parser.add_argument("--layers", type=int, help="layers of the encoder and of the decoder, instead of all")
-    parser.add_argument("--peer-layers", type=int, default=8, help="the same of the peer's checkpoint; 0: no peer")
+    parser.add_argument("--peer-layers", type=int, default=4, help="the same of the peer's checkpoint; 0: no peer")
     parser.add_argument("--no-plan", action="store_true", help="leave the 24B shape out")
     parser.add_argument("--quant", default="int4", help="recipe of ossicle's builds")
     parser.add_argument("--folder", type=Path, default=_ROOT / "build" / "bench", help="where checkpoints are written")
