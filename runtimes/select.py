@@ -11,7 +11,7 @@ from ..targets.manifest import Manifest
 from .base import Runtime
 
 # Modules beside this one that hold a RUNTIME, best first.
-NAMES = ("onnxruntime", "llamacpp")
+NAMES = ("onnxruntime", "openvino", "llamacpp")
 
 
 @dataclass(frozen=True)

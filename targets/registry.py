@@ -4,7 +4,7 @@ from importlib import import_module
 
 from .contract import RecipeError, Target
 
-_TARGETS = {"onnx": ("onnx", "Onnx"), "gguf": ("gguf", "Gguf")}
+_TARGETS = {"onnx": ("onnx", "Onnx"), "openvino": ("openvino", "Openvino"), "gguf": ("gguf", "Gguf")}
 
 
 def names() -> tuple[str, ...]:

@@ -66,8 +66,8 @@ def _recipe(form: str) -> Any:
 
 
 def _has(target: str, form: str) -> bool:
-    """Whether a target can hold a form; one of attention is for targets that have graphs."""
-    if target == "gguf" and "/" in form:
+    """Whether a target can hold a form; only ONNX has a choice of attention."""
+    if target != "onnx" and "/" in form:
         return False
     try:
         registry.target(target).check(_recipe(form))

@@ -5,6 +5,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import onnx
+import openvino
 from onnx import numpy_helper
 
 
@@ -98,4 +99,46 @@ def _decoder_weights(reader: gguf.GGUFReader) -> dict[str, np.ndarray]:
     return weights
 
 
-READERS = {"onnx": onnx_weights, "gguf": gguf_weights}
+def openvino_weights(files: list[Path]) -> dict[str, np.ndarray]:
+    """Every weight of the `.xml` files, read by OpenVINO, as float32 in the checkpoint's own shape."""
+    weights: dict[str, np.ndarray] = {}
+    for path in files:
+        if path.suffix == ".xml":
+            weights |= _model_weights(openvino.Core().read_model(path))
+    return weights
+
+
+def _model_weights(model: openvino.Model) -> dict[str, np.ndarray]:
+    held = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
+    weights = {}
+    for name, node in held.items():
+        if name.endswith((".weight", ".bias")):
+            weights[name] = node.data.astype(np.float32)
+        elif name.endswith(".codes"):
+            stem = name.removesuffix(".codes")
+            codes, scales = _constant(node), held[f"{stem}.scales"].data.astype(np.float32)
+            zeros = _constant(held[f"{stem}.zero_points"]) if f"{stem}.zero_points" in held else np.float32(0)
+            weights[stem] = ((codes - zeros) * scales).reshape(len(codes), -1)[:, : _columns(node)]
+    return weights
+
+
+def _columns(node: openvino.Node) -> int:
+    """Columns that a matrix has without those that only fill its last group: as many as what it is multiplied with."""
+    while node.get_type_name() not in ("MatMul", "Result"):
+        node = next(iter(node.output(0).get_target_inputs())).get_node()
+    other = node.input_value(0)
+    if other.get_node().get_type_name() == "Pad":
+        other = other.get_node().input_value(0)
+    return other.get_partial_shape()[-1].get_length()
+
+
+def _constant(node: openvino.Node) -> np.ndarray:
+    """Numbers of a constant as float32; four-bit ones unpacked by hand, the even one in the low half of a byte."""
+    kind, shape = node.get_element_type().get_type_name(), tuple(node.shape)
+    if kind in ("i8", "u8"):
+        return node.data.astype(np.float32)
+    codes = _unpacked(node.data.reshape(1, -1), 4).ravel()[: int(np.prod(shape))].reshape(shape).astype(np.float32)
+    return np.where(codes > 7, codes - 16, codes) if kind == "i4" else codes
+
+
+READERS = {"onnx": onnx_weights, "openvino": openvino_weights, "gguf": gguf_weights}
