@@ -1,6 +1,6 @@
 import ctypes
 import importlib.util
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,17 +106,9 @@ def test_the_gguf_reader_reads_back_what_was_near(name):
 
 def test_rows_shared_out_among_threads_make_the_same_bytes():
     weights = np.random.default_rng(4).standard_normal((64, 1024)).astype(np.float32)
-    whole, parts = quantize(weights, "Q4_K"), [None] * 4
-
-    def work(part):
-        parts[part] = quantize(weights[part * 16 : part * 16 + 16], "Q4_K")
-
-    threads = [threading.Thread(target=work, args=(part,)) for part in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert np.array_equal(whole, np.concatenate(parts))
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda part: quantize(part, "Q4_K"), np.array_split(weights, 4)))
+    assert np.array_equal(quantize(weights, "Q4_K"), np.concatenate(parts))
 
 
 def test_a_strided_matrix_is_read_as_it_stands():
