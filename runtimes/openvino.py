@@ -1,6 +1,7 @@
 """OpenVINO: runs the bundle's `openvino` artifacts.
 
-The decoder takes keys and values and gives back longer ones at every step; rows are padded on the left.
+The decoder takes keys and values and gives back longer ones at every step; rows are padded on the left. Compiled models
+are kept in the folder that the environment variable OSSICLE_OPENVINO_CACHE names, where it is set.
 """
 
 import os
@@ -16,6 +17,7 @@ from ..targets.manifest import Manifest
 from .base import Encoder, Engine, Options, Sequences
 
 DEVICES = ("cpu", "gpu", "npu", "auto")
+CACHE = "OSSICLE_OPENVINO_CACHE"
 GROUP = 128  # neighbours that share a scale where activations are quantized on the fly
 
 
@@ -164,7 +166,7 @@ def settings(recipe: Mapping[str, Any], options: Options) -> dict[str, Any]:
         group = GROUP if recipe["integer_activations"] else 0
         chosen |= {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
         chosen |= {"INFERENCE_NUM_THREADS": options.threads} if options.threads else {}
-    if cache := os.environ.get("OSSICLE_OPENVINO_CACHE"):
+    if cache := os.environ.get(CACHE):
         chosen["CACHE_DIR"] = cache
     return chosen
 
