@@ -4,8 +4,10 @@ with ossicle.load("bundle") as session:
     print(session.transcribe("speech.wav", language="en").text)
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -26,6 +28,7 @@ from .tokens import Tokenizer
 
 TOKENIZER = "tokenizer.json"
 BATCH = 8  # recordings decoded together
+REMEMBERED = 16  # windows whose audio embeddings are kept
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ class Session:
         self.manifest = manifest
         self._tokenizer = tokenizer
         self._open_engine: Engine | None = engine
+        self._heard: OrderedDict[bytes, Float32] = OrderedDict()
         self._context = min(manifest.text.context, int(manifest.recipe.get("context", manifest.text.context)))
         self._prompts = Prompts(tokenizer, manifest.text, manifest.audio, self._context)
 
@@ -219,13 +223,14 @@ class Session:
 
     def embed_audio(self, audio: AudioSource, *, rate: int | None = None) -> Float32:
         """Audio embeddings [windows, tokens per window, hidden] of a recording, float32."""
-        return self._engine.encode(self.log_mel(audio, rate=rate))
+        return self._encode(self._samples(Clip(audio, rate)))
 
     def close(self) -> None:
         """Give the engine's memory back. A closed session answers nothing more."""
         if self._open_engine is not None:
             self._open_engine.close()
         self._open_engine = None
+        self._heard.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -276,10 +281,20 @@ class Session:
         embeddings = np.array(self._engine.embed(np.asarray(ids, np.int64)))
         if heard:
             places = np.asarray(ids) == self.manifest.text.audio_token
-            audio = [self._engine.encode(self._windows(samples)) for samples in heard]
+            audio = [self._encode(samples) for samples in heard]
             embeddings[places] = np.concatenate(audio).reshape(-1, embeddings.shape[1])
         seconds = sum(map(len, heard)) / self.manifest.audio.sample_rate
         return Prepared(tuple(ids), embeddings, seconds, perf_counter() - started)
+
+    def _encode(self, samples: Float32) -> Float32:
+        """Audio embeddings; kept for a while, since a conversation hands its recordings over at every turn."""
+        key = blake2b(np.ascontiguousarray(samples).data, digest_size=16).digest()
+        if key not in self._heard:
+            self._heard[key] = self._engine.encode(self._windows(samples))
+        self._heard.move_to_end(key)
+        while len(self._heard) > 1 and sum(map(len, self._heard.values())) > REMEMBERED:
+            self._heard.popitem(last=False)
+        return self._heard[key]
 
     def _row(self, prepared: Prepared, how: Decoding, number: int) -> Row:
         text = self.manifest.text

@@ -264,3 +264,14 @@ def test_a_bundle_that_failed_verification_is_refused_unless_asked_for(tmp_path:
     with pytest.raises(BundleError, match=r"failed verification for target fake \(kl\)"):
         load(tmp_path, engine=FakeRuntime())
     load(tmp_path, engine=FakeRuntime(), allow_failed=True).close()
+
+
+def test_a_recording_heard_before_is_not_encoded_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    encode = FakeEngine.encode
+    monkeypatch.setattr(FakeEngine, "encode", lambda self, mel: encoded.append(len(mel)) or encode(self, mel))
+    with load(bundle, engine=FakeRuntime()) as session:
+        first, again = (session.transcribe(_noise(2), rate=16000).text for _ in range(2))
+        assert (first, encoded) == (again, [1])
+        session.transcribe(_noise(2, seed=1), rate=16000)
+        assert encoded == [1, 1]
