@@ -147,6 +147,8 @@ def _process(entry: Heard) -> str:
 
 
 def _shown(clips: Sequence[Clip]) -> list[Clip]:
-    """The shortest recordings in which something is said."""
+    """Short recordings in which something is said, from all of the list."""
     spoken = [clip for clip in clips if clip.text]
-    return sorted(spoken, key=lambda clip: clip.file.stat().st_size)[:_CLIPS]
+    short = sorted(spoken, key=lambda clip: clip.file.stat().st_size)[: 2 * len(spoken) // 3]
+    kept = [clip for clip in spoken if clip in short]
+    return kept[:: -(-len(kept) // _CLIPS)]

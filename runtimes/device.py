@@ -86,10 +86,13 @@ def peak_memory() -> int:
     """The most memory that this process has held so far: resident, in bytes; 0 where the system does not tell."""
     if sys.platform == "win32":
         return 0
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would count what the parent held when it started this process
+        return int(_fields(status.read_text(encoding="utf-8"))["VmHWM"].split()[0]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes
 
 
 def _processor_information() -> dict[str, str]:

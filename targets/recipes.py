@@ -43,7 +43,7 @@ RECIPES: Mapping[str, Recipe] = {
             decoder=FLOAT16,
             lm_head=FLOAT16,
             compute="float16",
-            thresholds=Thresholds(embeddings=1e-2, kl=1e-3, kl_stored=1e-3, top1=0.99, wer=0.01),
+            thresholds=Thresholds(embeddings=1e-2, kl=1e-4, kl_stored=1e-4, top1=0.99, wer=0.01),
         ),
         Recipe(
             "int8",
@@ -52,7 +52,7 @@ RECIPES: Mapping[str, Recipe] = {
             decoder=INT8,
             lm_head=INT8,
             integer_activations=True,
-            thresholds=Thresholds(kl=5e-3, embeddings_stored=2e-2, kl_stored=1e-3, top1=0.98, wer=0.01),
+            thresholds=Thresholds(kl=2e-3, embeddings_stored=2e-2, kl_stored=1e-3, top1=0.98, wer=0.01),
         ),
         _int4("int4", INT4),
         _int4("int4-asymmetric", INT4_ASYMMETRIC),
