@@ -11,6 +11,10 @@ INT4 = WeightFormat(4, 32)
 INT4_ASYMMETRIC = WeightFormat(4, 32, symmetric=False)
 INT4_WIDE = WeightFormat(4, 128)
 
+# Engines add float32 numbers up in their own order. ONNX Runtime stays within 1e-4 of torch on the shipped model,
+# llama.cpp goes a little beyond in long recordings.
+_FLOAT32_LOGITS = 3e-4
+
 
 def _int4(name: str, form: WeightFormat) -> Recipe:
     """Four bits for what is read at every token; eight for the encoder, and for the embedding, which is only looked up."""
@@ -21,7 +25,7 @@ def _int4(name: str, form: WeightFormat) -> Recipe:
         decoder=form,
         lm_head=form,
         integer_activations=True,
-        thresholds=Thresholds(kl=0.05, embeddings_stored=2e-2, kl_stored=1e-3, top1=0.95, wer=0.02),
+        thresholds=Thresholds(kl=0.05, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.95, wer=0.02),
     )
 
 
@@ -34,7 +38,7 @@ RECIPES: Mapping[str, Recipe] = {
             embedding=FLOAT32,
             decoder=FLOAT32,
             lm_head=FLOAT32,
-            thresholds=Thresholds(embeddings=1e-4, logits=1e-4, same_text=True),
+            thresholds=Thresholds(embeddings=1e-4, logits=_FLOAT32_LOGITS, same_text=True),
         ),
         Recipe(
             "fp16",
@@ -52,7 +56,7 @@ RECIPES: Mapping[str, Recipe] = {
             decoder=INT8,
             lm_head=INT8,
             integer_activations=True,
-            thresholds=Thresholds(kl=2e-3, embeddings_stored=2e-2, kl_stored=1e-3, top1=0.98, wer=0.01),
+            thresholds=Thresholds(kl=2e-3, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.98, wer=0.01),
         ),
         _int4("int4", INT4),
         _int4("int4-asymmetric", INT4_ASYMMETRIC),

@@ -12,7 +12,7 @@ from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.targets import manifest as manifests
 
 DEMO = Path(__file__).parents[2] / "demo"
-CLIPS = ("01-digits-espeak.wav", "06-command-espeak.wav")
+CLIPS = ("02-digits-espeak.wav", "06-command-espeak.wav", "11-pair-espeak.wav", "16-digits-flite.wav")
 LAYER = "model.language_model.layers.1."
 pytestmark = [
     pytest.mark.slow,
@@ -64,9 +64,8 @@ def shift_groups(stored):
     stored.write(name, np.roll(stored.read(name), 1))
 
 
-def shift_positions(stored):
-    for name in ("cos", "sin"):
-        stored.write(name, np.roll(stored.read(name), 1, axis=0))
+def turn_backwards(stored):
+    stored.write("sin", -stored.read("sin"))
 
 
 def swap_nibbles(stored):
@@ -75,9 +74,17 @@ def swap_nibbles(stored):
     stored.write(name, (codes << 4) | (codes >> 4))
 
 
-def flip_encoder_positions(stored):
-    name = "model.audio_tower.embed_positions.weight"
-    stored.write(name, stored.read(name)[::-1])
+def scale_encoder(stored):
+    name = "model.audio_tower.layers.1.fc2.weight.scales"
+    stored.write(name, stored.read(name) * 1.25)
+
+
+def swap_encoder_layers(stored):
+    for part in ("codes", "scales"):
+        first, second = (f"model.audio_tower.layers.{layer}.self_attn.v_proj.weight.{part}" for layer in (0, 1))
+        before, after = stored.read(first), stored.read(second)
+        stored.write(first, after)
+        stored.write(second, before)
 
 
 @pytest.fixture(scope="module")
@@ -117,17 +124,18 @@ def test_a_bundle_without_faults_computes_what_it_stores(work):
     assert checks["logmel"].passed
 
 
-@pytest.mark.parametrize("plant", [swap, scale, shift_groups, shift_positions, swap_nibbles])
+@pytest.mark.parametrize("plant", [swap, scale, shift_groups, turn_backwards, swap_nibbles])
 def test_a_fault_in_the_decoder_is_seen(work, plant):
     assert not judged(work, plant)["kl_stored"].passed
 
 
-def test_a_fault_in_the_encoder_is_seen(work):
-    assert not judged(work, flip_encoder_positions)["embeddings_stored"].passed
+@pytest.mark.parametrize("plant", [scale_encoder, swap_encoder_layers])
+def test_a_fault_in_the_encoder_is_seen(work, plant):
+    assert not judged(work, plant)["embeddings_stored"].passed
 
 
 def test_a_failed_bundle_is_marked(work):
-    judged(work, shift_positions)
+    judged(work, turn_backwards)
     bundle = work / "bundle"
     before = manifests.read(bundle)
     checkpoint = open_checkpoint(DEMO / "model")
