@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,6 +31,7 @@ class Staging:
     out: Path
     inputs: str
     _done: dict[str, Any]
+    _interrupted: bool = False
 
     @classmethod
     @contextmanager
@@ -44,7 +47,8 @@ class Staging:
         folder = out.parent / f".{out.name}.ossicle-build"
         try:
             staging = cls._resume(folder, out, _digest(inputs))
-            yield staging
+            with staging._noting_interrupts():
+                yield staging
         except KeyboardInterrupt:
             raise
         except OSError as reason:
@@ -65,6 +69,27 @@ class Staging:
         staging._note()
         return staging
 
+    @contextmanager
+    def _noting_interrupts(self) -> Iterator[None]:
+        """Ctrl-C raises as ever, and is remembered: raised inside a destructor or a callback, Python only prints it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupt(*_: object) -> None:
+            self._interrupted = True
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _stop_if_interrupted(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+
     def finished(self, target: str, stage: str) -> Artifact | None:
         """The artifact that an earlier attempt finished, if it did and its files are all there."""
         entry = self._done.get(f"{target}/{stage}")
@@ -78,9 +103,11 @@ class Staging:
         """Note that a stage is complete on disk."""
         self._done[f"{artifact.target}/{artifact.stage}"] = asdict(artifact)
         self._note()
+        self._stop_if_interrupted()
 
     def publish(self) -> None:
         """Move the bundle to its place, in one step; what was there before goes once the new one stands."""
+        self._stop_if_interrupted()
         (self.folder / STATE).unlink()
         old = self.folder.with_name(self.folder.name + "-replaced")
         shutil.rmtree(old, ignore_errors=True)
