@@ -168,6 +168,11 @@ class Recipe:
     context: int = 32768  # longest sequence, in tokens, that the artifact is prepared for
     thresholds: Thresholds = Thresholds()
 
+    @property
+    def parts(self) -> dict[str, WeightFormat]:
+        """The format of each part, by the part's name."""
+        return {name: getattr(self, name) for name in ("encoder", "embedding", "decoder", "lm_head")}
+
 
 @dataclass(frozen=True)
 class Port:

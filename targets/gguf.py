@@ -51,13 +51,7 @@ class Gguf:
 
     def check(self, recipe: Recipe) -> None:
         """Raise `RecipeError` listing every part of the recipe that GGUF cannot hold."""
-        parts = {
-            "encoder": recipe.encoder,
-            "embedding": recipe.embedding,
-            "decoder": recipe.decoder,
-            "lm_head": recipe.lm_head,
-        }
-        faults = [f"{form.name} for {part}" for part, form in parts.items() if gguf_blocks.holding(form) is None]
+        faults = [f"{form.name} for {part}" for part, form in recipe.parts.items() if gguf_blocks.holding(form) is None]
         if faults:
             raise RecipeError(
                 f"target 'gguf' cannot hold {', '.join(faults)} (it can: float32, float16, int8-g32, int4-g32, "

@@ -34,13 +34,7 @@ class Onnx:
 
     def check(self, recipe: Recipe) -> None:
         """Raise `RecipeError` listing every part of the recipe that ONNX cannot hold."""
-        parts = {
-            "encoder": recipe.encoder,
-            "embedding": recipe.embedding,
-            "decoder": recipe.decoder,
-            "lm_head": recipe.lm_head,
-        }
-        faults = [f"{form.name} for {part}" for part, form in parts.items() if not _holds(form)]
+        faults = [f"{form.name} for {part}" for part, form in recipe.parts.items() if not _holds(form)]
         if recipe.embedding.bits == 8 and not recipe.embedding.symmetric:
             faults.append(f"{recipe.embedding.name} for embedding")
         if faults:

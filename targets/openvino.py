@@ -38,13 +38,9 @@ class Openvino:
 
     def check(self, recipe: Recipe) -> None:
         """Raise `RecipeError` listing every part of the recipe that OpenVINO cannot hold."""
-        parts = {
-            "encoder": recipe.encoder,
-            "embedding": recipe.embedding,
-            "decoder": recipe.decoder,
-            "lm_head": recipe.lm_head,
-        }
-        faults = [f"{form.name} for {part}" for part, form in parts.items() if not form.is_float and form.group % 2]
+        faults = [
+            f"{form.name} for {part}" for part, form in recipe.parts.items() if not form.is_float and form.group % 2
+        ]
         if recipe.embedding.bits == 4:
             faults.append(f"{recipe.embedding.name} for embedding")
         if faults:
