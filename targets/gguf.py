@@ -29,7 +29,7 @@ from .gguf_blocks import F16, F32, BlockType
 from .gguf_file import TensorInfo
 from .gguf_metadata import Model
 from .manifest import file_entry
-from .onnx_weights import DataFiles, Layout, Slot, fill, row_blocks
+from .streaming import DataFiles, Layout, Slot, fill, row_blocks
 
 FOLDER = "gguf"
 AUDIO_ENCODER, EMBEDDING, DECODER = "audio_encoder", "embed_tokens", "decoder"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import hub_folder, onnx_graph, onnx_weights
+from . import hub_folder, onnx_graph, onnx_weights, streaming
 from .contract import Artifact, Memory, Progress, Recipe, RecipeError, TracedStage, WeightFormat, WeightStore
 from .manifest import file_entry
 
@@ -22,7 +22,7 @@ class Planned:
     """A stage's graph with its weights placed, not yet written."""
 
     model: Any
-    layout: onnx_weights.Layout
+    layout: streaming.Layout
     file: str  # path of the model file in the bundle
     data: tuple[str, ...]  # paths of its data files, beside it
 
@@ -53,7 +53,7 @@ class Onnx:
         """Write `onnx/<stage>.onnx` and its data under `folder`, and give back what was written."""
         planned = place(stage, recipe, weights)
         (folder / planned.file).parent.mkdir(parents=True, exist_ok=True)
-        onnx_weights.fill(planned.layout, [folder / path for path in planned.data], progress, f"onnx {stage.name}")
+        streaming.fill(planned.layout, [folder / path for path in planned.data], progress, f"onnx {stage.name}")
         _save(planned, folder)
         files = tuple(file_entry(folder, folder / path) for path in (planned.file, *planned.data))
         graph = planned.model.graph

@@ -1,99 +1,13 @@
-"""Weights of an ONNX graph: each operator in the form its format needs, and its numbers streamed into external data.
+"""Weights of an ONNX graph: each operator in the form its format needs, and its numbers streamed into external data."""
 
-Where every byte goes is known before the first is written, so the file is filled in row blocks in any order, by as many
-threads as help, and the largest row block is all that is ever in memory.
-"""
-
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import groupwise
-from .contract import Progress, QuantizedRows, QuantizedTensor, Recipe, TensorSource, WeightFormat, WeightStore
-from .hub_folder import CHUNK_BYTES
-
-BLOCK = 1 << 22  # elements of a row block
-_PAGE = 4096  # external data of this size and up is page-aligned, so that engines can map it
-_WORKERS = 2
-
-Write = Callable[[int, NDArray[Any]], None]  # offset in the tensor in bytes, contiguous values
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where one initializer's bytes go: which data file, at which offset."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    file: int
-    offset: int
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-
-@dataclass
-class Layout:
-    """The external data files of one graph, laid out as initializers are added, and the jobs that fill them."""
-
-    slots: list[Slot] = field(default_factory=list)
-    jobs: list[tuple[int, Callable[["DataFiles"], None]]] = field(default_factory=list)  # (bytes read, job)
-    file_bytes: int | None = CHUNK_BYTES  # the most that one file holds; None: all is in one
-
-    def add(self, name: str, dtype: Any, shape: tuple[int, ...]) -> Slot:
-        """A slot behind the last one, in a new file where the last one is full."""
-        kind = np.dtype(dtype)
-        size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-        file, end = (self.slots[-1].file, self.slots[-1].offset + self.slots[-1].size) if self.slots else (0, 0)
-        step = _PAGE if size >= _PAGE else 64
-        offset = -(-end // step) * step
-        if offset and self.file_bytes is not None and offset + size > self.file_bytes:
-            file, offset = file + 1, 0
-        slot = Slot(name, kind, shape, file, offset)
-        self.slots.append(slot)
-        return slot
-
-    def sizes(self) -> list[int]:
-        """Bytes of each data file."""
-        ends: dict[int, int] = {}
-        for slot in self.slots:
-            ends[slot.file] = slot.offset + slot.size
-        return [ends[index] for index in sorted(ends)]
-
-
-class DataFiles:
-    """The data files of a layout, open for writing at any place."""
-
-    def __init__(self, paths: list[Path], sizes: list[int]) -> None:
-        self._handles = [os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644) for path in paths]
-        self._cancelled = False
-        for handle, size in zip(self._handles, sizes, strict=True):
-            os.ftruncate(handle, size)
-
-    def write(self, slot: Slot, position: int, values: NDArray[Any]) -> None:
-        """Put contiguous `values` at byte `position` of a slot."""
-        if self._cancelled:
-            raise CancelledError
-        view = np.ascontiguousarray(values, dtype=slot.dtype).data.cast("B")
-        while view:
-            written = os.pwrite(self._handles[slot.file], view, slot.offset + position)
-            view, position = view[written:], position + written
-
-    def cancel(self) -> None:
-        """Make every further write fail, so that running jobs end early."""
-        self._cancelled = True
-
-    def close(self) -> None:
-        for handle in self._handles:
-            os.close(handle)
+from .contract import QuantizedRows, QuantizedTensor, Recipe, TensorSource, WeightFormat, WeightStore
+from .streaming import DataFiles, Layout, Slot, row_blocks
 
 
 def place(model: Any, recipe: Recipe, weights: WeightStore, known: frozenset[str]) -> Layout:
@@ -123,31 +37,6 @@ def attach(model: Any, layout: Layout, files: list[str]) -> None:
         value.const_value = ir.ExternalTensor(
             files[slot.file], slot.offset, slot.size, kind, shape=ir.Shape(slot.shape), name=slot.name
         )
-
-
-def fill(layout: Layout, paths: list[Path], progress: Progress, step: str) -> None:
-    """Write the numbers of every slot into the data files at `paths`."""
-    progress.start(step, sum(size for size, _ in layout.jobs), "bytes")
-    files = DataFiles(paths, layout.sizes())
-    pool = ThreadPoolExecutor(_WORKERS)
-    try:
-        pending = [(size, pool.submit(job, files)) for size, job in layout.jobs]
-        for size, future in pending:
-            future.result()
-            progress.advance(size)
-    except BaseException:
-        files.cancel()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        files.close()
-
-
-def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that together make a tensor, each of at most `BLOCK` elements where a single row allows."""
-    rows = max(1, BLOCK // max(1, int(np.prod(shape[1:], dtype=np.int64))))
-    for start in range(0, shape[0], rows):
-        yield start, min(start + rows, shape[0])
 
 
 def _linear_weight(node: Any) -> str | None:

@@ -8,8 +8,8 @@ from typing import Any
 from . import openvino_graph
 from .contract import Artifact, BuildError, Memory, Port, Progress, Recipe, RecipeError, TracedStage, WeightStore
 from .manifest import file_entry
-from .onnx_weights import Layout, fill
 from .openvino_weights import Constants
+from .streaming import Layout, fill
 
 FOLDER = "openvino"
 STEMS: Mapping[str, str] = {

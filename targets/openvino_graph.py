@@ -15,8 +15,8 @@ import numpy as np
 
 from . import onnx_graph, openvino_weights
 from .contract import QuantizedTensor, Recipe, TracedStage, WeightStore
-from .onnx_weights import Layout
 from .openvino_weights import Constants
+from .streaming import Layout
 
 
 def graph(stage: TracedStage, recipe: Recipe) -> Any:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..kernels import groupwise
 from .contract import QuantizedRows, QuantizedTensor, TensorSource, WeightFormat, WeightStore
-from .onnx_weights import DataFiles, Layout, Slot, row_blocks
+from .streaming import DataFiles, Layout, Slot, row_blocks
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ossicle.compiler.staging import STATE
 from ossicle.runtimes.base import Options
 from ossicle.runtimes.onnxruntime import RUNTIME
 from ossicle.targets import manifest as manifests
-from ossicle.targets import onnx_weights
+from ossicle.targets import streaming
 from ossicle.targets.contract import BuildError, BundleError, CheckpointError, OssicleError, RecipeError
 from ossicle.tests import checkpoints
 
@@ -93,8 +93,8 @@ def test_a_killed_build_leaves_nothing_that_loads_and_resumes(
     with pytest.raises(BundleError, match="is not a bundle"):
         manifests.read(staging)
     filled: list[str] = []
-    fill = onnx_weights.fill
-    monkeypatch.setattr(onnx_weights, "fill", lambda *all_: (filled.append(all_[-1]), fill(*all_)))
+    fill = streaming.fill
+    monkeypatch.setattr(streaming, "fill", lambda *all_: (filled.append(all_[-1]), fill(*all_)))
     pipeline.build(checkpoint, out, recipe="int4", verify=False)
     assert "onnx audio_encoder" not in filled
     assert filled
@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(onnx_weights.os, "pwrite", full)
+    monkeypatch.setattr(streaming.os, "pwrite", full)
     with pytest.raises(BuildError, match="the disk is full"):
         pipeline.build(checkpoint, tmp_path / "out", recipe="int4", verify=False)
     assert list(tmp_path.iterdir()) == []

@@ -19,9 +19,9 @@ from ossicle.kernels import groupwise
 from ossicle.targets import manifest as manifests
 from ossicle.targets import openvino_graph
 from ossicle.targets.contract import BuildError, QuantizedRows, QuantizedTensor, RecipeError, WeightFormat
-from ossicle.targets.onnx_weights import fill
 from ossicle.targets.openvino import STEMS, Openvino
 from ossicle.targets.recipes import RECIPES
+from ossicle.targets.streaming import fill
 from ossicle.tests import checkpoints
 
 
