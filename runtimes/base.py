@@ -1,6 +1,6 @@
 """What a runtime is: an engine's name, whether it can be used here, and how it opens a bundle."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,10 +11,17 @@ from ..targets.manifest import Manifest
 
 @dataclass(frozen=True)
 class Options:
-    """How an engine is to run. `threads` 0: as many as the machine has cores."""
+    """How an engine is to run; each refuses what it cannot do.
 
-    threads: int = 0
+    `kv_cache` is what keys and values are kept in: "float32", "float16", "int8", "int4" where the engine has it, "" its exact
+    default. `adapters` are those that a bundle keeps for run time, by name, each with how much of it is added.
+    """
+
+    threads: int = 0  # 0: as many as the machine has cores
     provider: str = "cpu"
+    kv_cache: str = ""
+    flash_attention: bool | None = None  # None: the engine's exact default
+    adapters: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
