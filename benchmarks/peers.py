@@ -1,0 +1,144 @@
+"""The tools that others build with, each step a process of its own: `python benchmarks/peers.py STEP ARGUMENTS`.
+
+export-onnx CHECKPOINT OUT       transformers' exporter, float32
+quantize-onnx FOLDER             ONNX Runtime's 4-bit quantizer, on every graph of a folder
+export-openvino CHECKPOINT OUT   transformers' exporter, float32, the decoder stateful
+compress-openvino FOLDER         NNCF's 4-bit weight compression, on every model of a folder
+quantize-gguf IN OUT TYPE        llama.cpp's quantizer, as package cyllama brings it
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_GGUF_TYPES = {"q4_0": 2, "q8_0": 7, "q3_k_m": 12, "q4_k_s": 14, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process of a peer's way from a checkpoint to an artifact."""
+
+    title: str
+    command: Sequence[str | Path]
+
+
+def onnx_steps(checkpoint: Path, folder: Path) -> list[Step]:
+    """To ONNX with transformers and ONNX Runtime."""
+    return [
+        Step("transformers OnnxExporter, float32", _step("export-onnx", checkpoint, folder)),
+        Step("ONNX Runtime MatMulNBitsQuantizer", _step("quantize-onnx", folder)),
+    ]
+
+
+def openvino_steps(checkpoint: Path, folder: Path) -> list[Step]:
+    """To OpenVINO with transformers and NNCF."""
+    return [
+        Step("transformers OpenVINOExporter, float32", _step("export-openvino", checkpoint, folder)),
+        Step("NNCF compress_weights", _step("compress-openvino", folder)),
+    ]
+
+
+def gguf_steps(checkpoint: Path, folder: Path, sources: Path, kind: str) -> list[Step]:
+    """To GGUF with the converter in llama.cpp's `sources` and its quantizer."""
+    plain = _with_tokenizer(checkpoint, folder / "checkpoint")
+    convert = [sys.executable, sources / "convert_hf_to_gguf.py", plain, "--outfile"]
+    text, audio = folder / "text-bf16.gguf", folder / "mmproj-q8_0.gguf"
+    return [
+        Step("llama.cpp converter, text, bf16", [*convert, text, "--outtype", "bf16"]),
+        Step("llama.cpp converter, mmproj, q8_0", [*convert, audio, "--outtype", "q8_0", "--mmproj"]),
+        Step(f"llama.cpp quantizer, {kind}", _step("quantize-gguf", text, folder / f"text-{kind}.gguf", kind)),
+    ]
+
+
+def _step(name: str, *arguments: str | Path) -> list[str | Path]:
+    return [sys.executable, __file__, name, *arguments]
+
+
+def _with_tokenizer(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint again, as links, with tokenizer.json for tekken.json: the converter reads no other vocabulary here."""
+    from ossicle.compiler.tokenizer import write_tokenizer
+
+    folder.mkdir(parents=True)
+    for path in checkpoint.iterdir():
+        if path.name != "tekken.json":
+            (folder / path.name).symlink_to(path.resolve())
+    write_tokenizer(checkpoint, folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    return folder
+
+
+def export_onnx(checkpoint: str, out: str) -> None:
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    form = OnnxConfig(dynamic=True, ort_fusions="cpu")
+    OnnxExporter().export_for_generation(*_model(checkpoint), form, multi_token_decode=True).save_pretrained(out)
+
+
+def export_openvino(checkpoint: str, out: str) -> None:
+    from transformers.exporters import OpenVINOConfig, OpenVINOExporter
+
+    form = OpenVINOConfig(dynamic=True)
+    OpenVINOExporter().export_for_generation(*_model(checkpoint), form, multi_token_decode=True).save_pretrained(out)
+
+
+def quantize_onnx(folder: str) -> None:
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    out = Path(folder) / "int4"
+    out.mkdir()
+    for graph in sorted(Path(folder).glob("*.onnx")):
+        quantizer = MatMulNBitsQuantizer(onnx.load(graph), block_size=32, is_symmetric=True)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(out / graph.name), use_external_data_format=True)
+
+
+def compress_openvino(folder: str) -> None:
+    import nncf
+    import openvino
+
+    out = Path(folder) / "int4"
+    out.mkdir()
+    for path in sorted(Path(folder).glob("*.xml")):
+        model = openvino.Core().read_model(path)
+        compressed = nncf.compress_weights(
+            model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=32, all_layers=True
+        )
+        openvino.save_model(compressed, out / path.name, compress_to_fp16=False)
+
+
+def quantize_gguf(source: str, out: str, kind: str) -> None:
+    from cyllama.llama import llama_cpp
+
+    params = llama_cpp.LlamaModelQuantizeParams()
+    params.ftype, params.nthread = _GGUF_TYPES[kind], 0
+    llama_cpp.model_quantize(source, out, params)
+
+
+def _model(checkpoint: str) -> tuple[Any, dict[str, Any]]:
+    """The model in float32, and inputs of one window of silence."""
+    import torch
+    from transformers import VoxtralForConditionalGeneration
+
+    model = VoxtralForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    positions = model.config.audio_config.max_source_positions
+    ids = torch.full((1, positions // 4 + 3), model.config.audio_token_id)
+    ids[0, 0] = ids[0, -1] = ids[0, -2] = 3
+    features = torch.zeros(1, model.config.audio_config.num_mel_bins, 2 * positions)
+    return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "input_features": features}
+
+
+_STEPS: Mapping[str, Callable[..., None]] = {
+    "export-onnx": export_onnx,
+    "quantize-onnx": quantize_onnx,
+    "export-openvino": export_openvino,
+    "compress-openvino": compress_openvino,
+    "quantize-gguf": quantize_gguf,
+}
+
+
+if __name__ == "__main__":
+    _STEPS[sys.argv[1]](*sys.argv[2:])
