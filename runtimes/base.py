@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ..targets.contract import Float32, Int64
+from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
 
 
@@ -78,6 +79,7 @@ class Runtime(Protocol):
 
     name: str  # the word the user types: "onnxruntime"
     target: str  # the artifacts it opens: "onnx"
+    package: str  # what brings the engine: "onnxruntime"
 
     def usable(self) -> str | None:
         """Why it cannot be used here, with the command that would help; None where it can."""
@@ -100,3 +102,41 @@ class EncoderRuntime(Runtime, Protocol):
         Raises:
             EngineError: the engine is missing, or it refused the artifact.
         """
+
+
+def check_options(
+    engine: str,
+    options: Options,
+    *,
+    providers: Sequence[str] = ("cpu",),
+    kv_caches: Sequence[str] = (),
+    flash_attention: bool = False,
+    adapters: Sequence[str] | None = None,
+) -> None:
+    """Refuse what an engine is asked for and cannot do; what it can is said here, `adapters` None: none at run time.
+
+    Raises:
+        EngineError: listing everything that it cannot do, and what it can.
+    """
+    faults = []
+    if options.provider not in providers:
+        faults.append(f"no provider '{options.provider}' here (it has: {', '.join(providers)})")
+    if options.kv_cache and options.kv_cache not in kv_caches:
+        faults.append(f"no kv_cache '{options.kv_cache}' (it has: {', '.join(kv_caches) or 'its own alone'})")
+    if options.flash_attention is not None and not flash_attention:
+        faults.append("no choice of flash_attention")
+    faults += _adapter_faults(options.adapters, adapters)
+    if faults:
+        raise EngineError(f"engine '{engine}' has {'; '.join(faults)}. See what this machine has: ossicle doctor")
+
+
+def _adapter_faults(wanted: Mapping[str, float], held: Sequence[str] | None) -> list[str]:
+    if wanted and held is None:
+        return ["no adapters at run time (merge them instead: ossicle build CHECKPOINT --adapter PATH)"]
+    faults = [
+        f"no adapter '{name}' in this bundle (it has: {', '.join(held or ()) or 'none'}; keep one in it: "
+        "ossicle build CHECKPOINT --target gguf --runtime-adapter PATH)"
+        for name in wanted
+        if name not in (held or ())
+    ]
+    return faults + [f"no scale {scale} for adapter '{name}'" for name, scale in wanted.items() if not isfinite(scale)]

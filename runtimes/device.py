@@ -57,7 +57,7 @@ def doctor() -> DeviceFacts:
         memory=total,
         memory_available=available,
         runtimes=tuple(
-            RuntimeFacts(runtime.name, runtime.target, installed(runtime.name), runtime.usable())
+            RuntimeFacts(runtime.name, runtime.target, installed(runtime.package), runtime.usable())
             for runtime in runtimes()
         ),
     )
@@ -80,6 +80,17 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def physical_cores() -> int:
+    """Cores that this process may run on, each counted once however many threads it runs side by side."""
+    if not hasattr(os, "sched_getaffinity"):
+        return usable_cores()
+    topology = (Path(f"/sys/devices/system/cpu/cpu{number}/topology") for number in os.sched_getaffinity(0))
+    siblings = {path / "thread_siblings_list" for path in topology}
+    if not all(path.is_file() for path in siblings):
+        return usable_cores()
+    return len({path.read_text(encoding="utf-8") for path in siblings})
 
 
 def peak_memory() -> int:

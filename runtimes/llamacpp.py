@@ -6,6 +6,7 @@ encoder frames, which the model does not, so it is not taken.
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from ..targets import gguf_blocks, gguf_file
 from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
-from .base import Encoder, EncoderRuntime, Engine, Options, Sequences
-from .device import usable_cores
-from .llamacpp_api import MAX_SEQUENCES, library
+from .base import Encoder, EncoderRuntime, Engine, Options, Sequences, check_options
+from .device import physical_cores
+from .llamacpp_api import CACHE_TYPES, MAX_SEQUENCES, Opening, library
 from .llamacpp_process import Process
 from .select import installed, runtimes
 
@@ -30,9 +31,10 @@ class LlamaCpp:
 
     name = "llamacpp"
     target = "gguf"
+    package = "xllamacpp"
 
     def usable(self) -> str | None:
-        found = installed("xllamacpp")
+        found = installed(self.package)
         if found is None:
             return 'package xllamacpp is not installed. Install it with: pip install "ossicle[gguf]"'
         if found != PINNED:
@@ -49,12 +51,9 @@ class LlamaCpp:
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
         if reason := self.usable():
             raise EngineError(f"engine 'llamacpp' cannot be used: {reason}")
-        if options.provider != "cpu":
-            raise EngineError(f"engine 'llamacpp' has no provider '{options.provider}' here (it has: cpu).")
         path = _decoder_file(folder, manifest)
         embedding = gguf_file.read(path)
-        threads = options.threads or usable_cores()
-        process = Process({"path": str(path), "threads": threads, "cache": "float32"})
+        process = Process(asdict(_opening(folder, manifest, options, path)))
         try:
             return LlamaCppEngine(process, embedding, _open_encoder(folder, manifest, options))
         except BaseException:
@@ -190,6 +189,26 @@ class _Numbers:
         self._stale += numbers
 
 
+def _opening(folder: Path, manifest: Manifest, options: Options, path: Path) -> Opening:
+    """What the child is to open.
+
+    Raises:
+        EngineError: an option is not possible here.
+    """
+    kept = {adapter.name: adapter for adapter in manifest.runtime_adapters if adapter.target == "gguf"}
+    check_options("llamacpp", options, kv_caches=tuple(CACHE_TYPES), flash_attention=True, adapters=tuple(kept))
+    cache = options.kv_cache or "float32"
+    integers = cache.startswith("int")
+    if integers and options.flash_attention is False:
+        raise EngineError(
+            f"engine 'llamacpp' keeps kv_cache '{cache}' with flash attention alone (without it: float32, float16). "
+            "Leave flash_attention out, or turn it on"
+        )
+    flash = integers if options.flash_attention is None else options.flash_attention
+    files = [(str(folder / kept[name].file.path), scale) for name, scale in options.adapters.items()]
+    return Opening(str(path), options.threads or physical_cores(), cache, flash, files)
+
+
 def _decoder_file(folder: Path, manifest: Manifest) -> Path:
     artifacts = [a for a in manifest.artifacts if (a.target, a.stage) == ("gguf", "decoder")]
     files = [file.path for artifact in artifacts for file in artifact.files]
@@ -207,7 +226,7 @@ def _open_encoder(folder: Path, manifest: Manifest, options: Options) -> Encoder
     targets = {artifact.target for artifact in manifest.artifacts if artifact.stage == "audio_encoder"}
     for runtime in runtimes():
         if isinstance(runtime, EncoderRuntime) and runtime.target in targets and runtime.usable() is None:
-            return runtime.open_encoder(folder, manifest, options)
+            return runtime.open_encoder(folder, manifest, Options(threads=options.threads))
     return None
 
 

@@ -8,6 +8,7 @@ process, so this is only imported in runtimes/llamacpp_worker.py.
 import ctypes
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..targets.contract import EngineError, Float32
 
-CACHE_TYPES = {"float32": 0, "float16": 1, "int8": 8}  # ggml's numbers
+CACHE_TYPES = {"float32": 0, "float16": 1, "int8": 8, "int4": 2}  # F32, F16, Q8_0 and Q4_0 by ggml's numbers
 MAX_SEQUENCES = 64
 BATCH = 512  # tokens computed together
 NO_ROOM = 1  # what llama_decode answers where the cache is full
@@ -90,6 +91,8 @@ _FUNCTIONS: Mapping[str, tuple[Any, ...]] = {  # name -> result, arguments
     "llama_state_seq_get_size": (_SIZE, _POINTER, _INT),
     "llama_state_seq_get_data": (_SIZE, _POINTER, _POINTER, _SIZE, _INT),
     "llama_state_seq_set_data": (_SIZE, _POINTER, _POINTER, _SIZE, _INT),
+    "llama_adapter_lora_init": (_POINTER, _POINTER, ctypes.c_char_p),
+    "llama_set_adapters_lora": (_INT, _POINTER, ctypes.POINTER(_POINTER), _SIZE, ctypes.POINTER(_FLOAT)),
 }
 
 # What the defaults are at the version that is pinned. Numbers of threads depend on the machine.
@@ -148,16 +151,28 @@ class Api:
             self.errors = [*self.errors[-3:], text.decode(errors="replace").strip()]
 
 
+@dataclass(frozen=True)
+class Opening:
+    """What a model is opened with: its file, threads, what keys and values are kept in, and adapters as (file, scale)."""
+
+    path: str
+    threads: int
+    cache: str = "float32"
+    flash_attention: bool = False
+    adapters: Sequence[tuple[str, float]] = ()
+
+
 class Context:
     """A loaded model and its cache: sequences by number, which all share one row of cells that grows as they do."""
 
-    def __init__(self, api: Api, path: str, threads: int, cache: str, room: int) -> None:
-        self._api, self._threads, self._cache = api, threads, CACHE_TYPES[cache]
+    def __init__(self, api: Api, opening: Opening, room: int) -> None:
+        self._api, self._opening = api, opening
         params = api.llama_model_default_params()
         params.n_gpu_layers = 0
-        self._model = api.llama_model_load_from_file(path.encode(), params)
+        self._model = api.llama_model_load_from_file(opening.path.encode(), params)
         if not self._model:
-            raise api.fault(f"'{path}' cannot be loaded")
+            raise api.fault(f"'{opening.path}' cannot be loaded")
+        self._adapters = [self._adapter(path) for path, _ in opening.adapters]
         self.hidden = int(api.llama_model_n_embd(self._model))
         self.vocabulary = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model)))
         self._room, self._live = room, set[int]()
@@ -232,13 +247,26 @@ class Context:
     def _made(self, room: int) -> Any:
         params = self._api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = room, BATCH, BATCH, MAX_SEQUENCES
-        params.n_threads = params.n_threads_batch = self._threads
-        params.type_k = params.type_v = self._cache
-        params.flash_attn_type, params.kv_unified = 0, True
+        params.n_threads = params.n_threads_batch = self._opening.threads
+        params.type_k = params.type_v = CACHE_TYPES[self._opening.cache]
+        params.flash_attn_type, params.kv_unified = int(self._opening.flash_attention), True
         context = self._api.llama_init_from_model(self._model, params)
         if not context:
-            raise self._api.fault(f"a cache of {room} tokens cannot be made")
+            raise self._api.fault(f"a cache of {room} tokens in {self._opening.cache} cannot be made")
+        self._adapt(context)
         return context
+
+    def _adapter(self, path: str) -> Any:
+        adapter = self._api.llama_adapter_lora_init(self._model, path.encode())
+        if not adapter:
+            raise self._api.fault(f"adapter '{path}' cannot be loaded")
+        return adapter
+
+    def _adapt(self, context: Any) -> None:
+        count = len(self._adapters)
+        scales = (_FLOAT * count)(*(scale for _, scale in self._opening.adapters))
+        if self._api.llama_set_adapters_lora(context, (_POINTER * count)(*self._adapters), count, scales):
+            raise self._api.fault("the adapters cannot be applied")
 
     def _memory(self) -> Any:
         return self._api.llama_get_memory(self._context)

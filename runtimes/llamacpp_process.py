@@ -53,7 +53,7 @@ class Process:
         )
         self.lives += 1
         try:
-            self.model = self.call("open", self._opening)[0]
+            self.model = self.call("open", {"opening": self._opening})[0]
         except EngineError:
             self._end()
             raise

@@ -13,7 +13,7 @@ from typing import IO, Any
 from numpy.typing import NDArray
 
 from ..targets.contract import EngineError
-from .llamacpp_api import Api, Context
+from .llamacpp_api import Api, Context, Opening
 from .llamacpp_wire import receive, send
 
 Answer = tuple[dict[str, Any], list[NDArray[Any]]]  # what is said, and arrays beside it
@@ -27,9 +27,9 @@ class Worker:
     def __init__(self) -> None:
         self._context: Context | None = None
 
-    def open(self, path: str, threads: int, cache: str) -> Answer:
+    def open(self, opening: dict[str, Any]) -> Answer:
         """Load a model."""
-        self._context = Context(Api(), path, threads, cache, ROOM)
+        self._context = Context(Api(), Opening(**opening), ROOM)
         return {"hidden": self._context.hidden, "vocabulary": self._context.vocabulary}, []
 
     def decode(self, parts: Sequence[Sequence[int]], free: Sequence[int], values: NDArray[Any]) -> Answer:

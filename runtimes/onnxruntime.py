@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..targets.contract import Artifact, EngineError, Float32, Int64
+from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
-from .base import Encoder, Engine, Options, Sequences
+from .artifacts import stage_file
+from .base import Encoder, Engine, Options, Sequences, check_options
 
 ROOM = 256  # tokens that a fused cache is longer than what it holds, so that it seldom grows
 
@@ -25,6 +26,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     target = "onnx"
+    package = "onnxruntime"
 
     def usable(self) -> str | None:
         try:
@@ -36,7 +38,7 @@ class OnnxRuntime:
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
         self._check(options)
         encoder, embedding, decoder = (
-            _session(_model_file(folder, manifest, stage), threads)
+            _session(stage_file(folder, manifest, self, stage, ".onnx"), threads)
             for stage, threads in (
                 ("audio_encoder", options.threads),
                 ("embed_tokens", 1),
@@ -47,13 +49,12 @@ class OnnxRuntime:
 
     def open_encoder(self, folder: Path, manifest: Manifest, options: Options) -> Encoder:
         self._check(options)
-        return OnnxEncoder(_session(_model_file(folder, manifest, "audio_encoder"), options.threads))
+        return OnnxEncoder(_session(stage_file(folder, manifest, self, "audio_encoder", ".onnx"), options.threads))
 
     def _check(self, options: Options) -> None:
         if reason := self.usable():
             raise EngineError(f"engine 'onnxruntime' cannot be used: {reason}")
-        if options.provider != "cpu":
-            raise EngineError(f"engine 'onnxruntime' has no provider '{options.provider}' here (it has: cpu).")
+        check_options(self.name, options)
 
 
 class OnnxEncoder:
@@ -250,27 +251,6 @@ class _StandardDecoder:
         from onnxruntime import OrtValue
 
         return {name: OrtValue.ortvalue_from_numpy(np.asarray(array, order="C")) for name, array in arrays.items()}
-
-
-def _model_file(folder: Path, manifest: Manifest, stage: str) -> Path:
-    artifact = next((a for a in manifest.artifacts if (a.target, a.stage) == ("onnx", stage)), None)
-    if artifact is None:
-        held = ", ".join(f"{a.stage} for {a.target}" for a in manifest.artifacts) or "nothing"
-        raise EngineError(
-            f"engine 'onnxruntime' needs '{stage}' for target onnx, and bundle '{folder}' has: {held}. "
-            "Build it with: ossicle build CHECKPOINT --target onnx"
-        )
-    return folder / _graph_path(artifact)
-
-
-def _graph_path(artifact: Artifact) -> str:
-    graphs = [file.path for file in artifact.files if file.path.endswith(".onnx")]
-    if len(graphs) != 1:
-        raise EngineError(
-            f"artifact '{artifact.stage}' for target onnx has {len(graphs)} .onnx files instead of one. "
-            "Build the bundle again: ossicle build"
-        )
-    return graphs[0]
 
 
 def _session(path: Path, threads: int) -> Any:

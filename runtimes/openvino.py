@@ -26,6 +26,7 @@ class OpenVino:
 
     name = "openvino"
     target = "openvino"
+    package = "openvino"
 
     def usable(self) -> str | None:
         try:

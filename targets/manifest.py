@@ -35,6 +35,16 @@ class AdapterSource:
 
 
 @dataclass(frozen=True)
+class RuntimeAdapter:
+    """A LoRA adapter kept beside the artifacts of a target, for its engine to add as it runs."""
+
+    name: str
+    target: str
+    file: BundleFile
+    source: tuple[BundleFile, ...]  # the files that it was made from
+
+
+@dataclass(frozen=True)
 class AudioFormat:
     """What the audio encoder takes: the front end of kernels/logmel.py, in windows."""
 
@@ -86,6 +96,7 @@ class Manifest:
     artifacts: tuple[Artifact, ...]
     files: tuple[BundleFile, ...]  # shared by all artifacts: tokenizer, configs
     tools: Mapping[str, str]
+    runtime_adapters: tuple[RuntimeAdapter, ...] = ()
     verification: Mapping[str, Any] = field(default_factory=dict)  # by target; see compiler/verify.py
     version: int = VERSION
 
@@ -137,6 +148,7 @@ def check_files(folder: Path, manifest: Manifest, *, hashes: bool = True) -> Non
 def bundle_files(manifest: Manifest) -> tuple[BundleFile, ...]:
     """Every file a bundle consists of, the manifest itself apart, each once."""
     entries = {entry.path: entry for artifact in manifest.artifacts for entry in artifact.files}
+    entries |= {adapter.file.path: adapter.file for adapter in manifest.runtime_adapters}
     entries |= {entry.path: entry for entry in manifest.files}
     return tuple(entries[path] for path in sorted(entries))
 
@@ -185,6 +197,7 @@ def _decode(document: Mapping[str, Any]) -> Manifest:
         artifacts=tuple(artifact_of(entry) for entry in document["artifacts"]),
         files=_files(document["files"]),
         tools=document["tools"],
+        runtime_adapters=tuple(map(_runtime_adapter, document.get("runtime_adapters", ()))),
         verification=document["verification"],
         version=document["version"],
     )
@@ -203,6 +216,11 @@ def artifact_of(entry: Mapping[str, Any]) -> Artifact:
         requirements=entry["requirements"],
         memory=Memory(**entry["memory"]),
     )
+
+
+def _runtime_adapter(entry: Mapping[str, Any]) -> RuntimeAdapter:
+    (file,) = _files([entry["file"]])
+    return RuntimeAdapter(entry["name"], entry["target"], file, _files(entry["source"]))
 
 
 def _files(entries: list[Mapping[str, Any]]) -> tuple[BundleFile, ...]:

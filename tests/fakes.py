@@ -127,6 +127,7 @@ class FakeRuntime:
 
     name = "fake"
     target = "fake"
+    package = "numpy"
     engine = FakeEngine
 
     def __init__(self, reason: str | None = None) -> None:
