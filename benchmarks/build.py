@@ -121,7 +121,7 @@ def _peer(options: argparse.Namespace, name: str, checkpoint: Path, folder: Path
 def _print_peer(steps: Sequence[peers.Step], ours: Taken, shape: str, size: int) -> None:
     taken = []
     for step in steps:
-        taken.append(measure(step.command))
+        taken.append(measure(step.command, environment=step.environment))
         print(_line(step.title, shape, size, _sum(taken[-1:])), flush=True)
     theirs = _sum(taken)
     print(_line("the peer altogether", shape, size, theirs))

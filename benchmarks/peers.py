@@ -10,7 +10,7 @@ quantize-gguf IN OUT TYPE        llama.cpp's quantizer, as package cyllama bring
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Step:
 
     title: str
     command: Sequence[str | Path]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def onnx_steps(checkpoint: Path, folder: Path) -> list[Step]:
@@ -45,10 +46,11 @@ def gguf_steps(checkpoint: Path, folder: Path, sources: Path, kind: str) -> list
     """To GGUF with the converter in llama.cpp's `sources` and its quantizer."""
     plain = _with_tokenizer(checkpoint, folder / "checkpoint")
     convert = [sys.executable, sources / "convert_hf_to_gguf.py", plain, "--outfile"]
+    path = {"PYTHONPATH": str(sources)}  # its own modules, whatever PYTHONSAFEPATH says
     text, audio = folder / "text-bf16.gguf", folder / "mmproj-q8_0.gguf"
     return [
-        Step("llama.cpp converter, text, bf16", [*convert, text, "--outtype", "bf16"]),
-        Step("llama.cpp converter, mmproj, q8_0", [*convert, audio, "--outtype", "q8_0", "--mmproj"]),
+        Step("llama.cpp converter, text, bf16", [*convert, text, "--outtype", "bf16"], path),
+        Step("llama.cpp converter, mmproj, q8_0", [*convert, audio, "--outtype", "q8_0", "--mmproj"], path),
         Step(f"llama.cpp quantizer, {kind}", _step("quantize-gguf", text, folder / f"text-{kind}.gguf", kind)),
     ]
 
