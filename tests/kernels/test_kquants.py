@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from ossicle.kernels.kquants import LAYOUTS, quantize
+from ossicle.kernels.kquants import LAYOUTS, dequantize, quantize
 
 GGML_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
 ROWS, COLUMNS = 7, 768
@@ -151,3 +151,23 @@ def test_what_no_float16_scale_can_stand_for_is_refused(name):
 def test_a_bad_request_is_refused(name, columns, importance, said):
     with pytest.raises(ValueError, match=said):
         quantize(np.zeros((1, columns), np.float32), name, importance)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_any_bytes_stand_for_what_gguf_py_reads(name):
+    gguf = pytest.importorskip("gguf")
+    layout = LAYOUTS[name]
+    data = np.random.default_rng(6).integers(0, 256, (5, 3 * layout.size), np.uint8)
+    for start in layout.halves:
+        data.reshape(-1, layout.size)[:, start + 1] &= 0xBB  # no infinities
+    read = dequantize(data, name)
+    assert read.dtype == np.float32
+    assert np.array_equal(read, gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name]))
+
+
+def test_bytes_that_are_no_whole_blocks_are_refused():
+    with pytest.raises(ValueError, match="Q4_K needs rows of a multiple of 144 bytes"):
+        dequantize(np.zeros((2, 143), np.uint8), "Q4_K")
+    with pytest.raises(ValueError, match="no block format 'Q7_K'"):
+        dequantize(np.zeros((2, 144), np.uint8), "Q7_K")
+    assert dequantize(np.zeros((0, 144), np.uint8), "Q4_K").shape == (0, 256)

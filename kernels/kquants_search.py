@@ -1,0 +1,278 @@
+"""The search for scales: those whose levels come nearest to a block's values, in every lane of a tile side by side.
+
+Every sum runs in ggml's order, in float32, one value of a block after the other. Compiled by kernels/kquants.py.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from .kquants_tile import (
+    CHOSEN,
+    CHOSEN_LOW,
+    ERROR,
+    INVERSE,
+    LANES,
+    LARGEST,
+    LEAST,
+    LOW,
+    NOTHING,
+    SCALE,
+    SHIFT,
+    SPAN,
+    SUM_L,
+    SUM_LL,
+    SUM_W,
+    SUM_X,
+    SUM_XL,
+    TRY,
+    TRY_MIN,
+    A,
+    B,
+    W,
+    f32,
+    nearest,
+)  # fmt: skip
+
+
+def fit_affine(size: Any, top: Any, first: Any, step: Any, steps: Any, tile: Any, state: Any) -> None:
+    """Scale and least value of every lane such that level * scale + least is near x, by weighted least squares.
+
+    The least value ends up in LOW; every improvement of it is where the next try starts from. The levels 0 .. top of the
+    winner are those of x - CHOSEN_LOW times CHOSEN.
+    """
+    _start_affine(size, tile, state)
+    for index in range(-1, steps + 1):
+        shift = top if index < 0 else first + step * f32(index) + top
+        for lane in range(LANES):
+            inverse = shift / (state[SPAN * LANES + lane] - state[LOW * LANES + lane])
+            # ggml rounds infinity times anything to level 0
+            state[INVERSE * LANES + lane] = inverse if inverse <= LARGEST else f32(0)
+            state[TRY * LANES + lane] = f32(1) / inverse
+            state[TRY_MIN * LANES + lane] = state[LOW * LANES + lane]
+            state[SUM_L * LANES + lane] = f32(0)
+            state[SUM_LL * LANES + lane] = f32(0)
+            state[SUM_XL * LANES + lane] = f32(0)
+            state[ERROR * LANES + lane] = f32(0)
+        _levels_affine(size, top, tile, state)
+        if index >= 0:
+            _solve_affine(state)
+        _error_affine(size, tile, state)
+        for lane in range(LANES):
+            error = state[ERROR * LANES + lane]
+            better = index < 0 or error < state[LEAST * LANES + lane]
+            state[LEAST * LANES + lane] = error if better else state[LEAST * LANES + lane]
+            state[SCALE * LANES + lane] = state[TRY * LANES + lane] if better else state[SCALE * LANES + lane]
+            state[CHOSEN * LANES + lane] = state[INVERSE * LANES + lane] if better else state[CHOSEN * LANES + lane]
+            low = state[LOW * LANES + lane]
+            state[CHOSEN_LOW * LANES + lane] = low if better else state[CHOSEN_LOW * LANES + lane]
+            state[LOW * LANES + lane] = state[TRY_MIN * LANES + lane] if better else low
+
+
+def _start_affine(size: Any, tile: Any, state: Any) -> None:
+    for lane in range(LANES):
+        value, weight = tile[lane], tile[W * LANES + lane]
+        state[LOW * LANES + lane] = value
+        state[SPAN * LANES + lane] = value
+        state[SUM_W * LANES + lane] = weight
+        state[SUM_X * LANES + lane] = weight * value
+    for position in range(1, size):
+        row = position * LANES
+        for lane in range(LANES):
+            value, weight = tile[row + lane], tile[row + W * LANES + lane]
+            low, high = state[LOW * LANES + lane], state[SPAN * LANES + lane]
+            state[LOW * LANES + lane] = value if value < low else low
+            state[SPAN * LANES + lane] = value if value > high else high
+            state[SUM_W * LANES + lane] += weight
+            state[SUM_X * LANES + lane] += weight * value
+    for lane in range(LANES):
+        low = state[LOW * LANES + lane]
+        low = f32(0) if low > f32(0) else low
+        state[LOW * LANES + lane] = low
+
+
+def _levels_affine(size: Any, top: Any, tile: Any, state: Any) -> None:
+    for position in range(size):
+        row = position * LANES
+        for lane in range(LANES):
+            above = tile[row + lane] - state[LOW * LANES + lane]
+            level = state[INVERSE * LANES + lane] * above + SHIFT - SHIFT
+            level = level if level < top else top
+            level = level if level > f32(0) else f32(0)
+            tile[row + B * LANES + lane] = level
+            weighted = tile[row + W * LANES + lane] * level
+            state[SUM_L * LANES + lane] += weighted
+            state[SUM_LL * LANES + lane] += weighted * level
+            state[SUM_XL * LANES + lane] += weighted * tile[row + lane]
+
+
+def _solve_affine(state: Any) -> None:
+    """The scale and least value of least squares; not a number, and so never better, where there is no solution."""
+    for lane in range(LANES):
+        weights, values = state[SUM_W * LANES + lane], state[SUM_X * LANES + lane]
+        levels, squares = state[SUM_L * LANES + lane], state[SUM_LL * LANES + lane]
+        products = state[SUM_XL * LANES + lane]
+        determinant = weights * squares - levels * levels
+        scale = (weights * products - values * levels) / determinant
+        least = (squares * values - levels * products) / determinant
+        above = products / squares
+        scale = above if least > f32(0) else scale
+        least = f32(0) if least > f32(0) else least
+        state[TRY * LANES + lane] = scale if determinant > f32(0) else f32(np.nan)
+        state[TRY_MIN * LANES + lane] = least
+
+
+def _error_affine(size: Any, tile: Any, state: Any) -> None:
+    for position in range(size):
+        row = position * LANES
+        for lane in range(LANES):
+            level = tile[row + B * LANES + lane]
+            off = state[TRY * LANES + lane] * level + state[TRY_MIN * LANES + lane] - tile[row + lane]
+            state[ERROR * LANES + lane] += tile[row + W * LANES + lane] * (off * off)
+
+
+def fit_symmetric(size: Any, half: Any, tile: Any, state: Any) -> None:
+    """The scale of every lane such that level * scale is near x, levels -half .. half - 1, those of x times CHOSEN.
+
+    Both are 0 for a lane of zeros.
+    """
+    _extreme(size, tile, state)
+    for position in range(size):
+        row = position * LANES
+        for lane in range(LANES):
+            tile[row + A * LANES + lane] = tile[row + W * LANES + lane] * tile[row + lane]
+    for index in range(-10, 10):
+        if index == 0:
+            continue
+        shift = -half if index == -10 else -(half + f32(0.1) * f32(index))
+        for lane in range(LANES):
+            state[INVERSE * LANES + lane] = shift / state[LOW * LANES + lane]
+            state[SUM_LL * LANES + lane] = f32(0)
+            state[SUM_XL * LANES + lane] = f32(0)
+        _levels_symmetric(size, half, tile, state)
+        for lane in range(LANES):
+            products, squares = state[SUM_XL * LANES + lane], state[SUM_LL * LANES + lane]
+            least = state[LEAST * LANES + lane]
+            better = index == -10 or (squares > f32(0) and products * products > least * squares)
+            scale = products / squares if squares != f32(0) else f32(0)
+            state[SCALE * LANES + lane] = scale if better else state[SCALE * LANES + lane]
+            state[LEAST * LANES + lane] = scale * products if better else least
+            state[CHOSEN * LANES + lane] = state[INVERSE * LANES + lane] if better else state[CHOSEN * LANES + lane]
+    for lane in range(LANES):
+        empty = state[SPAN * LANES + lane] < NOTHING
+        state[SCALE * LANES + lane] = f32(0) if empty else state[SCALE * LANES + lane]
+        state[CHOSEN * LANES + lane] = f32(0) if empty else state[CHOSEN * LANES + lane]
+
+
+def _extreme(size: Any, tile: Any, state: Any) -> None:
+    """The first value of largest magnitude of every lane in LOW, its magnitude in SPAN."""
+    for lane in range(LANES):
+        state[LOW * LANES + lane] = f32(0)
+        state[SPAN * LANES + lane] = f32(0)
+    for position in range(size):
+        row = position * LANES
+        for lane in range(LANES):
+            value, span = tile[row + lane], state[SPAN * LANES + lane]
+            state[LOW * LANES + lane] = value if np.abs(value) > span else state[LOW * LANES + lane]
+            state[SPAN * LANES + lane] = np.abs(value) if np.abs(value) > span else span
+
+
+def _levels_symmetric(size: Any, half: Any, tile: Any, state: Any) -> None:
+    for position in range(size):
+        row = position * LANES
+        for lane in range(LANES):
+            level = state[INVERSE * LANES + lane] * tile[row + lane] + SHIFT - SHIFT
+            level = level if level < half - f32(1) else half - f32(1)
+            level = level if level > -half else -half
+            state[SUM_XL * LANES + lane] += tile[row + A * LANES + lane] * level
+            state[SUM_LL * LANES + lane] += tile[row + W * LANES + lane] * level * level
+
+
+def fit_by_turns(size: Any, half: Any, tile: Any, state: Any) -> None:
+    """As `fit_symmetric` under weights x^2, but one level after the other moves while that helps; they stand in B."""
+    _extreme(size, tile, state)
+    for lane in range(LANES):
+        state[INVERSE * LANES + lane] = -half / state[LOW * LANES + lane]
+        state[SUM_LL * LANES + lane] = f32(0)
+        state[SUM_XL * LANES + lane] = f32(0)
+    for position in range(size):
+        row = position * LANES
+        for lane in range(LANES):
+            value = tile[row + lane]
+            level = state[INVERSE * LANES + lane] * value + SHIFT - SHIFT
+            level = level if level < half - f32(1) else half - f32(1)
+            level = level if level > -half else -half
+            tile[row + B * LANES + lane] = level
+            state[SUM_XL * LANES + lane] += value * value * value * level
+            state[SUM_LL * LANES + lane] += value * value * level * level
+    for _ in range(5):
+        for position in range(size):
+            _turn(position * LANES, half, tile, state)
+    for lane in range(LANES):
+        squares = state[SUM_LL * LANES + lane]
+        fitted = squares > f32(0) and state[SPAN * LANES + lane] >= NOTHING
+        state[SCALE * LANES + lane] = state[SUM_XL * LANES + lane] / squares if fitted else f32(0)
+
+
+def _turn(row: Any, half: Any, tile: Any, state: Any) -> None:
+    """Move the level of one position in every lane to where the others would have it, if that is nearer."""
+    for lane in range(LANES):
+        value, level = tile[row + lane], tile[row + B * LANES + lane]
+        products, squares = state[SUM_XL * LANES + lane], state[SUM_LL * LANES + lane]
+        weight = value * value
+        others, other_squares = products - weight * value * level, squares - weight * level * level
+        wanted = value * other_squares / others + SHIFT - SHIFT
+        wanted = wanted if wanted < half - f32(1) else half - f32(1)
+        wanted = wanted if wanted > -half else -half
+        moved, moved_squares = others + weight * value * wanted, other_squares + weight * wanted * wanted
+        nearer = moved * moved * squares > products * products * moved_squares
+        better = (others > f32(0)) & (wanted != level) & (moved_squares > f32(0)) & nearer
+        tile[row + B * LANES + lane] = wanted if better else level
+        state[SUM_XL * LANES + lane] = moved if better else products
+        state[SUM_LL * LANES + lane] = moved_squares if better else squares
+
+
+def fit_positive(values: Any, weights: Any, top: Any, levels: Any) -> Any:
+    """The scale of levels 0 .. top such that level * scale is near the values, none of them negative."""
+    largest = f32(0)
+    for index in range(values.size):
+        largest = values[index] if values[index] > largest else largest
+        levels[index] = 0
+    if largest < NOTHING:
+        return f32(0)
+    inverse = _inverse_of_positive(values, weights, top, largest)
+    products, squares = f32(0), f32(0)
+    for index in range(values.size):
+        level = min(nearest(inverse * values[index]), np.int64(top))
+        levels[index] = level
+        products += weights[index] * values[index] * f32(level)
+        squares += weights[index] * f32(level) * f32(level)
+    for _ in range(5):
+        for index in range(values.size):
+            weight, value, level = weights[index], values[index], f32(levels[index])
+            others, other_squares = products - weight * value * level, squares - weight * level * level
+            if others > f32(0) and other_squares > f32(0):
+                wanted = min(nearest(value * other_squares / others), np.int64(top))
+                others += weight * value * f32(wanted)
+                other_squares += weight * f32(wanted) * f32(wanted)
+                if wanted != levels[index] and others * others * squares > products * products * other_squares:
+                    levels[index], products, squares = wanted, others, other_squares
+    return products / squares if squares > f32(0) else f32(0)
+
+
+def _inverse_of_positive(values: Any, weights: Any, top: Any, largest: Any) -> Any:
+    """Of nine inverse scales around top / largest the one with the least squared error, the middle one first."""
+    chosen, least = f32(0), f32(0)
+    for index in range(-5, 5):
+        if index == 0:
+            continue
+        inverse = top / largest if index == -5 else (f32(0.1) * f32(index) + top) / largest
+        scale, error = f32(1) / inverse, f32(0)
+        for position in range(values.size):
+            level = nearest(inverse * values[position])
+            level = level if index == -5 else min(level, np.int64(top))
+            off = values[position] - scale * f32(level)
+            error += weights[position] * off * off
+        if index == -5 or error < least:
+            chosen, least = inverse, error
+    return chosen
