@@ -181,7 +181,7 @@ def _replacements(adapters: Sequence[Adapter]) -> dict[str, StoredTensor]:
     for one in adapters:
         for name, tensor in one.replacements.items():
             first, other = found.setdefault(name, (one, tensor))
-            if not _equal(other, tensor):
+            if not equal(other, tensor):
                 faults.append(f"'{name}' ('{first.name}' and '{one.name}')")
     if faults:
         raise AdapterError(
@@ -190,7 +190,8 @@ def _replacements(adapters: Sequence[Adapter]) -> dict[str, StoredTensor]:
     return {name: tensor for name, (_, tensor) in found.items()}
 
 
-def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+def equal(one: TensorSource, other: TensorSource) -> bool:
+    """Whether two tensors of one shape hold the same numbers, read in row blocks."""
     blocks = range(0, one.shape[0], 1024)
     ends = [min(start + 1024, one.shape[0]) for start in blocks]
     return all(

@@ -12,15 +12,17 @@ from ..targets import manifest as manifests
 from ..targets import registry
 from ..targets.contract import Artifact, Progress, Recipe, TracedStage
 from ..targets.hub_folder import write_configs
-from ..targets.manifest import Manifest
+from ..targets.manifest import Manifest, RuntimeAdapter
 from ..targets.recipes import recipe as named_recipe
 from . import report
+from . import runtime_adapters as beside
 from . import verify as verification
 from .checkpoint import Checkpoint, open_checkpoint
 from .families import family
 from .figures import Verification
 from .lora import AdapterSpec
 from .quantize import Weights
+from .runtime_adapters import RuntimeAdapterSpec
 from .staging import STATE, Staging
 from .tokenizer import write_tokenizer
 from .trace import trace
@@ -54,13 +56,16 @@ def build(
     targets: Sequence[str] = ("onnx",),
     recipe: str | Recipe = "int4",
     adapters: Sequence[AdapterSpec] = (),
+    runtime_adapters: Sequence[RuntimeAdapterSpec] = (),
     speech: Path | None = None,
     verify: bool = True,
     cache: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
-    """Compile a checkpoint (a folder or a hub id, adapters merged) into a bundle at `out`.
+    """Compile a checkpoint (a folder or a hub id, `adapters` merged) into a bundle at `out`.
+
+    `runtime_adapters` are kept beside the artifacts, for an engine to add as it runs; verification is without them.
 
     The bundle is made in a folder beside `out` and moved there at the end. A build that was killed is resumed by the same
     call, stage by stage; one that fails leaves nothing. A bundle that fails verification is written and marked. `speech` lists
@@ -75,13 +80,14 @@ def build(
     for format_ in formats:
         format_.check(chosen)
     opened = open_checkpoint(checkpoint, adapters=adapters)
+    kept = beside.open_all(runtime_adapters, opened, targets)
     if verify:
         verification.check_possible(opened, speech)
-    with Staging.open(Path(out), _inputs(opened, chosen, targets), force=force) as staging:
+    with Staging.open(Path(out), _inputs(opened, chosen, targets, kept), force=force) as staging:
         write_shared(opened, (), staging.folder)  # some formats hold the tokenizer and the configuration themselves
         artifacts = lower(opened, chosen, targets, staging, progress)
         write_shared(opened, artifacts, staging.folder)
-        manifest = describe(opened, chosen, artifacts, staging.folder)
+        manifest = describe(opened, chosen, artifacts, staging.folder, beside.lower(kept, targets, staging.folder))
         manifests.write(staging.folder, manifest)
         verified = check(opened, staging.folder, speech, cache, progress) if verify else None
         staging.publish()
@@ -114,10 +120,17 @@ def write_shared(checkpoint: Checkpoint, artifacts: Sequence[Artifact], folder: 
     write_configs(folder, checkpoint.config, checkpoint.generation_config, artifacts, tokenizer)
 
 
-def describe(checkpoint: Checkpoint, recipe: Recipe, artifacts: Sequence[Artifact], folder: Path) -> Manifest:
+def describe(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    artifacts: Sequence[Artifact],
+    folder: Path,
+    runtime_adapters: Sequence[RuntimeAdapter] = (),
+) -> Manifest:
     """The manifest of a bundle whose files are all in `folder`."""
     model = family(checkpoint.family)
     owned = {file.path for artifact in artifacts for file in artifact.files}
+    owned |= {adapter.file.path for adapter in runtime_adapters}
     shared = [path for path in sorted(folder.rglob("*")) if path.is_file() and _relative(folder, path) not in owned]
     text = model.text_format(checkpoint.config, checkpoint.generation_config)
     return Manifest(
@@ -131,6 +144,7 @@ def describe(checkpoint: Checkpoint, recipe: Recipe, artifacts: Sequence[Artifac
         artifacts=tuple(artifacts),
         files=tuple(manifests.file_entry(folder, path) for path in shared if path.name not in _NOT_SHARED),
         tools=_tools(),
+        runtime_adapters=tuple(runtime_adapters),
     )
 
 
@@ -144,11 +158,14 @@ def check(
     return verified
 
 
-def _inputs(checkpoint: Checkpoint, recipe: Recipe, targets: Sequence[str]) -> Mapping[str, Any]:
+def _inputs(
+    checkpoint: Checkpoint, recipe: Recipe, targets: Sequence[str], kept: Sequence[beside.Kept]
+) -> Mapping[str, Any]:
     """Everything that decides a bundle's bytes."""
     return {
         "source": asdict(checkpoint.source),
         "adapters": [asdict(adapter) for adapter in checkpoint.adapters],
+        "runtime_adapters": [[one.name, *map(asdict, one.source)] for one in kept],
         "recipe": asdict(recipe),
         "targets": list(targets),
         "tools": _tools(),

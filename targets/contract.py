@@ -16,7 +16,7 @@ Errors, all under `OssicleError`, each naming the thing refused, the reason, wha
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -278,3 +278,26 @@ class Target(Protocol):
         self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Any, progress: Progress
     ) -> Artifact:
         """Write one stage under `folder` (a pathlib.Path) and give back what was written."""
+
+
+class LowRankUpdate(Protocol):
+    """scale * b @ a: what an adapter adds to a matrix [N, K]."""
+
+    @property
+    def a(self) -> TensorSource:
+        """[r, K]"""
+
+    @property
+    def b(self) -> TensorSource:
+        """[N, r]"""
+
+    @property
+    def scale(self) -> float: ...
+
+
+@runtime_checkable
+class AdapterTarget(Target, Protocol):
+    """A format whose engine adds adapters to its artifacts as it runs."""
+
+    def lower_adapter(self, name: str, updates: Mapping[str, LowRankUpdate], folder: Any) -> BundleFile:
+        """Write an adapter, its updates by canonical name, under `folder` (a pathlib.Path), where its bundle is made."""

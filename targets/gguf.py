@@ -6,16 +6,18 @@ The token embedding lies in the decoder's file. llama.cpp's own audio path avera
 model does not: the `mmproj` is written for tools that load it, and runtimes/llamacpp.py takes audio from an exact encoder.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from . import gguf_blocks, gguf_file, gguf_metadata, gguf_names
+from . import gguf_adapter, gguf_blocks, gguf_file, gguf_metadata, gguf_names
 from .contract import (
     Artifact,
     BuildError,
+    BundleFile,
+    LowRankUpdate,
     Memory,
     Progress,
     Recipe,
@@ -83,6 +85,12 @@ class Gguf:
         tensors = _place(stage, weights, model)
         fill(_layout(_metadata(stage.name, model, kind), tensors, weights), [path], progress, f"gguf {stage.name}")
         return self._artifact(stage, recipe, kind, folder, (path,))
+
+    def lower_adapter(self, name: str, updates: Mapping[str, LowRankUpdate], folder: Path) -> BundleFile:
+        """Write a LoRA adapter of the decoder under `folder`, where config.json and tokenizer.json stand."""
+        path = folder / FOLDER / f"adapter-{name}.gguf"
+        gguf_adapter.write(path, name, updates, gguf_metadata.read_model(folder))
+        return file_entry(folder, path)
 
     def _artifact(
         self, stage: TracedStage, recipe: Recipe, kind: BlockType, folder: Path, paths: tuple[Path, ...]
