@@ -1,63 +1,122 @@
-"""What each precision costs in words: the shipped model built in every recipe, verified on the shipped speech.
+"""What each precision costs in words, in every format: the shipped model built, verified, and heard by stock llama.cpp.
 
-    python benchmarks/precision.py [--out DIR] [--recipes fp32,int4]
+    python benchmarks/precision.py [--out DIR] [--recipes fp32,int4] [--formats onnx,openvino,gguf]
 
-Prints the table of the README: size, word error rate, divergence, and how many transcripts and answers stay the same.
+Prints two tables. The first is the word error rate of every recipe in every format that holds it, and beside GGUF's that of
+the same pair of files where llama.cpp's own `mtmd` computes the audio embeddings. The second has the other figures.
 """
 
 import argparse
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ossicle.compiler import pipeline
+from ossicle.compiler import pipeline, speech
 from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.compiler.demonstration import shipped
+from ossicle.compiler.figures import TargetVerification
 from ossicle.compiler.report import figure
-from ossicle.compiler.verify import verify
-from ossicle.targets.manifest import bundle_files
-from ossicle.targets.recipes import RECIPES
+from ossicle.compiler.verify import ask, verify
+from ossicle.targets import registry
+from ossicle.targets.contract import RecipeError
+from ossicle.targets.manifest import Manifest
+from ossicle.targets.probe import Request
+from ossicle.targets.recipes import RECIPES, recipe
 
-_HEAD = ("recipe", "bundle", "WER", "KL (nats)", "same top token", "same transcript", "same answer", "answers right")
+_STOCK = "llamacpp-mtmd"
+_DETAILS = ("kl", "kl_stored", "top1", "same_text", "same_answers", "answers")
+_HEAD = ("recipe", "format", "engine", "size", "KL (nats)", "KL to rounded", "same top token", "same transcript",
+         "same answer", "answers right", "verified")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One recipe in every format that holds it; `stock` is the word error rate through stock `mtmd`, where there is GGUF."""
+
+    recipe: str
+    manifest: Manifest
+    targets: dict[str, TargetVerification]
+    stock: float | None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="keep the bundles here")
     parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--formats", default=",".join(registry.names()))
     options = parser.parse_args()
+    formats = options.formats.split(",")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.out or Path(scratch)
-        print("| " + " | ".join(_HEAD) + " |\n" + "|---" * len(_HEAD) + "|")
-        for number, name in enumerate(options.recipes.split(",")):
-            for row in rows(name, folder / name, Path(scratch) / "original", with_original=number == 0):
-                print("| " + " | ".join(row) + " |", flush=True)
+        found = []
+        for name in options.recipes.split(","):
+            if held := [target for target in formats if _holds(target, name)]:
+                folder = (options.out or Path(scratch)) / name
+                found.append(measure(name, held, folder, Path(scratch) / "original"))
+                print(f"{name}: {', '.join(found[-1].targets)}", flush=True)
+    print("\n" + "\n".join([*rates(found, formats), "", *details(found)]))
 
 
-def rows(recipe: str, out: Path, cache: Path, *, with_original: bool) -> list[tuple[str, ...]]:
-    """The table's line of a recipe, behind that of the original where asked."""
-    report = pipeline.build(shipped("model"), out, recipe=recipe, verify=False, force=True)
-    (target,) = verify(out, open_checkpoint(shipped("model")), cache=cache).targets
-    found = target.figures
-    size = sum(file.size for file in bundle_files(report.manifest))
-    line = (
-        recipe,
-        f"{size / 1e6:.1f} MB",
-        figure("wer", found.wer),
-        figure("kl", found.kl),
-        figure("top1", found.top1),
-        figure("same_text", found.same_text),
-        figure("same_answers", found.same_answers),
-        figure("answers", found.answers),
-    )
-    weights = sum(file.size for file in open_checkpoint(shipped("model")).source.files)
-    original = (
-        "original (torch float32)",
-        f"{weights / 1e6:.1f} MB bf16",
-        figure("wer", found.wer_original),
-        *("",) * 4,
-        figure("answers", found.answers_original),
-    )
-    return [original, line] if with_original else [line]
+def measure(name: str, formats: Sequence[str], out: Path, cache: Path) -> Measured:
+    """A recipe built in these formats and verified."""
+    report = pipeline.build(shipped("model"), out, targets=formats, recipe=name, verify=False, force=True)
+    verified = verify(out, open_checkpoint(shipped("model")), cache=cache)
+    targets = {target.target: target for target in verified.targets if target.target in formats}
+    return Measured(name, report.manifest, targets, _stock(out) if "gguf" in formats else None)
+
+
+def rates(found: Sequence[Measured], formats: Sequence[str]) -> list[str]:
+    """The table of word error rates, the original's first."""
+    original = next(iter(found[0].targets.values())).figures.wer_original
+    lines = [_line(("recipe", *formats, "the same GGUF through stock mtmd")), _rule(len(formats) + 2)]
+    lines.append(_line(("original (torch float32)", *[figure("wer", original)] * len(formats), "")))
+    for one in found:
+        cells = [figure("wer", one.targets[name].figures.wer) if name in one.targets else "" for name in formats]
+        lines.append(_line((one.recipe, *cells, "" if one.stock is None else figure("wer", one.stock))))
+    return lines
+
+
+def details(found: Sequence[Measured]) -> list[str]:
+    """The table of all other figures, a line for each recipe and format."""
+    lines = [_line(_HEAD), _rule(len(_HEAD))]
+    for one in found:
+        for name, target in one.targets.items():
+            figures = [figure(key, getattr(target.figures, key)) for key in _DETAILS]
+            verdict = "passed" if target.passed else "FAILED"
+            lines.append(_line((one.recipe, name, target.engine, _size(one.manifest, name), *figures, verdict)))
+    return lines
+
+
+def _holds(target: str, name: str) -> bool:
+    try:
+        registry.target(target).check(recipe(name))
+    except RecipeError:
+        return False
+    return True
+
+
+def _stock(bundle: Path) -> float:
+    """Word error rate where llama.cpp computes the audio embeddings too, in its own way."""
+    spoken = speech.load(speech.shipped())
+    known = [clip for clip in spoken.clips if clip.text is not None]
+    clips = [(clip, language) for clip in known for language in dict.fromkeys((None, clip.language))]
+    questions = [Request("transcribe", str(clip.file.resolve()), language=language) for clip, language in clips]
+    said = [answer.text or "" for answer in ask(bundle, questions, engine=_STOCK).answers]
+    return speech.word_errors((clip.text or "", text) for (clip, _), text in zip(clips, said, strict=True)).rate
+
+
+def _size(manifest: Manifest, target: str) -> str:
+    """Of the artifacts alone."""
+    files = {file.path: file.size for one in manifest.artifacts if one.target == target for file in one.files}
+    return f"{sum(files.values()) / 1e6:.1f} MB"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _rule(columns: int) -> str:
+    return "|---" * columns + "|"
 
 
 if __name__ == "__main__":
