@@ -99,7 +99,7 @@ def lower(
 ) -> tuple[Artifact, ...]:
     """Every stage in every target's format, those of an earlier attempt taken over."""
     model = family(checkpoint.family)
-    weights = Weights(checkpoint.tensors, recipe, model)
+    weights = Weights(checkpoint.tensors, recipe, model, checkpoint.tied)
     stages: tuple[TracedStage, ...] = ()
     artifacts: list[Artifact] = []
     for name in targets:

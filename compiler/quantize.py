@@ -1,19 +1,25 @@
 """A checkpoint's weights under a recipe: which format each tensor gets, and its integers, made once for every target."""
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
 
 import numpy as np
 
 from ..kernels import groupwise
 from ..targets.contract import (
     CheckpointError,
+    Float32,
+    Override,
     QuantizedRows,
     QuantizedTensor,
     Recipe,
     TensorSource,
     WeightFormat,
 )
+from ..targets.gguf_mixes import fitting, in_layers
 from .families import Family
 
 _BLOCK = 1 << 22  # elements of a row block
@@ -21,27 +27,64 @@ _BLOCK = 1 << 22  # elements of a row block
 
 @dataclass(frozen=True)
 class Weights:
-    """The `WeightStore` of one checkpoint and recipe; `family` says to which part of the recipe a tensor belongs."""
+    """The `WeightStore` of one checkpoint and recipe; `family` says to which part of the recipe a tensor belongs.
+
+    `importances` are by canonical name; a tensor that is not among them has none.
+    """
 
     tensors: Mapping[str, TensorSource]
     recipe: Recipe
     family: Family
+    tied: bool = False
+    importances: Mapping[str, Float32] = field(default_factory=dict, repr=False)
 
     def source(self, name: str) -> TensorSource:
         return self.tensors[name]
 
     def format(self, name: str) -> WeightFormat:
-        """The recipe's format for a matrix of one of its parts; the recipe's float for all else."""
+        """The recipe's format for a matrix of one of its parts, as far as its rows fit; the recipe's float for all else."""
         floats = WeightFormat(32 if self.recipe.compute == "float32" else 16)
-        part = self.family.part(name)
-        if part is None or not (self.family.linear(name) or part == "embedding"):
+        part = self._part(name)
+        if part is None:
             return floats
-        form: WeightFormat = getattr(self.recipe, "encoder" if part == "projector" else part)
-        return floats if form.is_float else form
+        form: WeightFormat = self._overridden.get(name) or getattr(self.recipe, part)
+        if form.is_float and not form.kind:
+            return floats
+        return fitting(form, self.tensors[name].shape[-1])
+
+    def importance(self, name: str) -> Float32 | None:
+        return self.importances.get(name)
 
     def quantized(self, name: str) -> QuantizedTensor:
         source, form = self.tensors[name], self.format(name)
         return QuantizedTensor(name, (source.shape[0], source.shape[1]), form, lambda: _blocks(source, form))
+
+    def _part(self, name: str) -> str | None:
+        """The part of the recipe that a matrix belongs to. An embedding of blocks that is the head is stored as the head."""
+        part = self.family.part(name)
+        if part is None or not (self.family.linear(name) or part == "embedding"):
+            return None
+        if part == "embedding" and self.tied and self.recipe.embedding.kind:
+            return "lm_head"
+        return "encoder" if part == "projector" else part
+
+    @cached_property
+    def _overridden(self) -> Mapping[str, WeightFormat]:
+        """The format of every tensor that an override of the recipe fits."""
+        found: dict[str, WeightFormat] = {}
+        for override in self.recipe.overrides:
+            names = [name for name in self.tensors if self._part(name) == override.part]
+            found = dict.fromkeys(_chosen(override, names), override.format) | found
+        return found
+
+
+def _chosen(override: Override, names: list[str]) -> list[str]:
+    """Those of a part's tensors that an override is for."""
+    named = [name for name in names if fnmatchcase(name, override.tensors)]
+    layers = {name: int(found[1]) for name in named if (found := re.search(r"\.(\d+)\.", name))}
+    if not layers:
+        return named if override.layers == "all" else []
+    return [name for name, layer in layers.items() if in_layers(override.layers, layer, len(set(layers.values())))]
 
 
 def _blocks(source: TensorSource, form: WeightFormat) -> Iterator[QuantizedRows]:

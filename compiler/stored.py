@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from ..targets.contract import Float32, Progress, Recipe, TensorSource, Thresholds, VerificationError, WeightFormat
+from ..kernels import kquants
+from ..targets.contract import (
+    Float32,
+    Override,
+    Progress,
+    Recipe,
+    TensorSource,
+    Thresholds,
+    VerificationError,
+    WeightFormat,
+)
+from ..targets.gguf_mixes import BFLOAT16
 from . import reference
 from .checkpoint import Checkpoint
 from .families import family
@@ -44,12 +55,16 @@ class Rounded:
         return self.weights.format(self.name).name
 
     def rows(self, start: int, stop: int) -> Float32:
-        if self.weights.format(self.name).is_float:
-            return self._halved(self.weights.source(self.name).rows(start, stop))
+        form = self.weights.format(self.name)
+        if form.is_float:
+            return _narrowed(self.weights.source(self.name).rows(start, stop), form)
+        if form.kind:
+            return self._blocks(start, stop, form.kind)
         return np.concatenate(list(self._integers(start, stop)))
 
-    def _halved(self, values: Float32) -> Float32:
-        return values.astype(np.float16).astype(np.float32)
+    def _blocks(self, start: int, stop: int, kind: str) -> Float32:
+        values = self.weights.source(self.name).rows(start, stop)
+        return kquants.dequantize(kquants.quantize(values, kind, self.weights.importance(self.name)), kind)
 
     def _integers(self, start: int, stop: int) -> Iterator[Float32]:
         form = self.weights.format(self.name)
@@ -62,12 +77,15 @@ class Rounded:
 
 
 def recipe_of(document: Mapping[str, Any]) -> Recipe:
-    """The recipe that a manifest tells of."""
+    """The recipe that a manifest tells of, of any version."""
     entries: dict[str, Any] = {
         name: WeightFormat(**value) if isinstance(value, Mapping) and name != "thresholds" else value
         for name, value in document.items()
     }
-    return Recipe(**entries | {"thresholds": Thresholds(**document["thresholds"])})
+    overrides = tuple(
+        Override(**entry | {"format": WeightFormat(**entry["format"])}) for entry in document.get("overrides", ())
+    )
+    return Recipe(**entries | {"thresholds": Thresholds(**document["thresholds"]), "overrides": overrides})
 
 
 def rounds(recipe: Recipe) -> bool:
@@ -79,7 +97,7 @@ def rounds(recipe: Recipe) -> bool:
 
 def rounded(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     """The checkpoint with every tensor as the recipe stores it."""
-    weights = Weights(checkpoint.tensors, recipe, family(checkpoint.family))
+    weights = Weights(checkpoint.tensors, recipe, family(checkpoint.family), checkpoint.tied)
     tensors: dict[str, TensorSource] = {
         name: source if weights.format(name).bits == 32 else Rounded(name, weights)
         for name, source in checkpoint.tensors.items()
@@ -122,6 +140,16 @@ def read(path: Path, reading: Reading) -> StoredReading:
         raise VerificationError(
             f"the reading '{path}' of '{reading.clip.name}' cannot be used: {reason}. Remove it and verify again"
         ) from reason
+
+
+def _narrowed(values: Float32, form: WeightFormat) -> Float32:
+    """float32 numbers rounded to a format of 16 bits, halves to even, as torch rounds to bfloat16."""
+    if form == BFLOAT16:
+        import torch
+
+        narrow: Float32 = torch.from_numpy(values).to(torch.bfloat16).float().numpy()
+        return narrow
+    return values.astype(np.float16).astype(np.float32)
 
 
 def _spread(values: Any, form: WeightFormat, shape: tuple[int, ...]) -> Float32:

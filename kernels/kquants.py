@@ -145,7 +145,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
-_KERNELS: dict[str, FunctionType] = {
+_KERNELS: dict[str, Callable[..., Any]] = {
     "affine": kquants_super.quantize_affine,
     "symmetric": kquants_super.quantize_symmetric,
     "plain": kquants_plain.quantize_plain,

@@ -95,4 +95,5 @@ def _sixes(packed: UInt8) -> tuple[Float32, Float32]:
 
 def _times(scales: Float32, levels: NDArray[Any]) -> Float32:
     """Sixteen levels after the other times one of sixteen scales: [blocks, 256]."""
-    return (scales[:, :, None] * levels.reshape(-1, 16, 16)).reshape(-1, 256)
+    numbers: Float32 = scales[:, :, None] * levels.reshape(-1, 16, 16)
+    return numbers.reshape(-1, 256)

@@ -14,7 +14,7 @@ Errors, all under `OssicleError`, each naming the thing refused, the reason, wha
     └── VerificationError    an artifact does not compute what the original does
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -25,6 +25,14 @@ Float32 = NDArray[np.float32]
 Float16 = NDArray[np.float16]
 UInt8 = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
+
+# The stages of an audio-language model, and the parts of a recipe that each stores.
+STAGE_PARTS: Mapping[str, tuple[str, ...]] = {
+    "audio_encoder": ("encoder",),
+    "embed_tokens": ("embedding",),
+    "decoder": ("decoder", "lm_head"),
+}
+STAGES = tuple(STAGE_PARTS)
 
 
 class OssicleError(Exception):
@@ -89,13 +97,15 @@ class TensorSource(Protocol):
 class WeightFormat:
     """How the numbers of a weight are stored.
 
-    `bits` 32 and 16 are floats. 8 and 4 are groupwise integers along the last axis: `group` neighbours share one float16
-    scale (and one zero point unless `symmetric`).
+    Without a `kind`, `bits` 32 and 16 are IEEE floats, and 8 and 4 are groupwise integers along the last axis: `group`
+    neighbours share one float16 scale (and one zero point unless `symmetric`). A `kind` names a format of its own:
+    "bfloat16", or one of GGUF's blocks of `group` neighbours, whose levels have so many bits ("Q4_K", "Q6_K", ...).
     """
 
-    bits: Literal[32, 16, 8, 4]
+    bits: Literal[32, 16, 8, 6, 5, 4, 3]
     group: int = 0
     symmetric: bool = True
+    kind: str = ""
 
     @property
     def is_float(self) -> bool:
@@ -103,6 +113,8 @@ class WeightFormat:
 
     @property
     def name(self) -> str:
+        if self.kind:
+            return self.kind
         if self.is_float:
             return f"float{self.bits}"
         return f"int{self.bits}-g{self.group}" + ("" if self.symmetric else "-asymmetric")
@@ -154,6 +166,20 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
+class Override:
+    """Some matrices of a part that get another format than the part.
+
+    `tensors` is a shell pattern on canonical names. `layers` is a rule of `gguf_mixes.in_layers`, or numbers of layers with
+    commas between them.
+    """
+
+    part: str
+    tensors: str
+    format: WeightFormat
+    layers: str = "all"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Which format each part of a model is stored in, what it computes in, and what is asked of the result."""
 
@@ -167,11 +193,13 @@ class Recipe:
     attention: Literal["fused", "standard"] = "fused"  # GroupQueryAttention, or ONNX's own Attention
     context: int = 32768  # longest sequence, in tokens, that the artifact is prepared for
     thresholds: Thresholds = Thresholds()
+    overrides: tuple[Override, ...] = ()  # of several that fit a tensor the first counts
 
-    @property
-    def parts(self) -> dict[str, WeightFormat]:
-        """The format of each part, by the part's name."""
-        return {name: getattr(self, name) for name in ("encoder", "embedding", "decoder", "lm_head")}
+    def formats(self, stages: Sequence[str] = STAGES) -> list[tuple[str, WeightFormat]]:
+        """Every format that these stages store, behind the part or the tensors that it is for."""
+        parts = [part for stage in stages for part in STAGE_PARTS[stage]]
+        named: list[tuple[str, WeightFormat]] = [(part, getattr(self, part)) for part in parts]
+        return named + [(f"'{one.tensors}'", one.format) for one in self.overrides if one.part in parts]
 
 
 @dataclass(frozen=True)
@@ -213,6 +241,10 @@ class Traced:
 class WeightStore(Protocol):
     """Weights by canonical name, as floats or as the recipe's integers, for a target to store."""
 
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding's own numbers."""
+
     def source(self, name: str) -> TensorSource: ...
 
     def format(self, name: str) -> WeightFormat:
@@ -220,6 +252,9 @@ class WeightStore(Protocol):
 
     def quantized(self, name: str) -> QuantizedTensor:
         """The tensor in its integer format; the same numbers for every target."""
+
+    def importance(self, name: str) -> Float32 | None:
+        """The mean square of what each column of the tensor is multiplied with; None where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -268,8 +303,8 @@ class Target(Protocol):
 
     name: str
 
-    def check(self, recipe: Recipe) -> None:
-        """Raise `RecipeError` listing every part of the recipe that this format cannot hold."""
+    def check(self, recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
+        """Raise `RecipeError` listing everything that these stages store under the recipe and this format cannot hold."""
 
     def plan(self, stage: TracedStage, recipe: Recipe, weights: WeightStore) -> int:
         """Bytes that `lower` will write for this stage."""

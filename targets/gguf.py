@@ -1,27 +1,34 @@
 """GGUF: the decoder as llama.cpp's architecture `llama`, and the audio encoder as an `mmproj` beside it.
 
     gguf/voxtral-Q4_0.gguf  gguf/mmproj-voxtral-Q8_0.gguf
+    gguf/voxtral-Q4_K_M-00001-of-00002.gguf  gguf/voxtral-Q4_K_M-00002-of-00002.gguf
 
-The token embedding lies in the decoder's file. llama.cpp's own audio path averages pairs of Voxtral's encoder frames, which the
-model does not: the `mmproj` is written for tools that load it, and runtimes/llamacpp.py takes audio from an exact encoder.
+The token embedding lies in the decoder's file, in the first one where there are several. llama.cpp's own audio path averages
+pairs of Voxtral's encoder frames, which the model does not: the `mmproj` is written for tools that load it, and
+runtimes/llamacpp.py takes audio from an exact encoder.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from . import gguf_adapter, gguf_blocks, gguf_file, gguf_metadata, gguf_names
+from ..kernels import kquants
+from . import gguf_adapter, gguf_blocks, gguf_file, gguf_metadata, gguf_mixes, gguf_names
 from .contract import (
+    STAGES,
     Artifact,
     BuildError,
     BundleFile,
+    Float32,
     LowRankUpdate,
     Memory,
     Progress,
     Recipe,
     RecipeError,
+    TensorSource,
     TracedStage,
     UInt8,
     WeightFormat,
@@ -29,7 +36,7 @@ from .contract import (
 )
 from .gguf_blocks import F16, F32, BlockType
 from .gguf_file import TensorInfo
-from .gguf_metadata import Model
+from .gguf_metadata import FileType, Model
 from .manifest import file_entry
 from .streaming import DataFiles, Layout, Slot, fill, row_blocks
 
@@ -47,32 +54,39 @@ class Stored:
 
 
 class Gguf:
-    """GGUF version 3 for llama.cpp: F32, F16, Q8_0, Q4_0 and Q4_1."""
+    """GGUF version 3 for llama.cpp: floats, the shared integers in groups of 32, and ggml's own blocks.
+
+    `split_bytes` is the most that one file of the decoder may hold, a larger tensor apart; None: all is in one.
+    """
 
     name = "gguf"
 
-    def check(self, recipe: Recipe) -> None:
-        """Raise `RecipeError` listing every part of the recipe that GGUF cannot hold."""
-        faults = [f"{form.name} for {part}" for part, form in recipe.parts.items() if gguf_blocks.holding(form) is None]
+    def __init__(self, split_bytes: int | None = None) -> None:
+        self._split_bytes = split_bytes
+
+    def check(self, recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
+        """Raise `RecipeError` listing everything that these stages store under the recipe and GGUF cannot hold."""
+        formats = recipe.formats(stages)
+        faults = [f"{form.name} for {what}" for what, form in formats if gguf_blocks.holding(form) is None]
         if faults:
             raise RecipeError(
-                f"target 'gguf' cannot hold {', '.join(faults)} (it can: float32, float16, int8-g32, int4-g32, "
-                "int4-g32-asymmetric). Try --quant int4, or leave this target out"
+                f"target 'gguf' cannot hold {', '.join(faults)} (it can: {gguf_blocks.POSSIBLE}). "
+                "Try --quant int4, or leave this target out"
             )
 
     def plan(self, stage: TracedStage, recipe: Recipe, weights: WeightStore) -> int:
         """Bytes of tensors that `lower` will write for this stage; the header comes before them."""
-        self.check(recipe)
+        self.check(recipe, (stage.name,))
         if stage.name == EMBEDDING:
             return 0
-        names = _canonical_names(stage, weights, tied=False)
+        names = _canonical_names(stage, weights)
         kinds = [(weights.source(name).shape, _kind(stage.name, name, weights)) for name in names]
         return sum(int(np.prod(shape[:-1])) * kind.row_bytes(shape[-1]) for shape, kind in kinds)
 
     def lower(
         self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Path, progress: Progress
     ) -> Artifact:
-        """Write the stage's file under `folder`, where config.json and tokenizer.json stand, and give back what was written.
+        """Write the stage's files under `folder`, where config.json and tokenizer.json stand, and give back what was written.
 
         The embedding is written with the decoder, so its own stage has no file.
         """
@@ -80,11 +94,11 @@ class Gguf:
         if stage.name == EMBEDDING:
             return self._artifact(stage, recipe, kind, folder, ())
         model = gguf_metadata.read_model(folder)
-        path = folder / FOLDER / _file_name(stage.name, model, kind)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = _place(stage, weights, model)
-        fill(_layout(_metadata(stage.name, model, kind), tensors, weights), [path], progress, f"gguf {stage.name}")
-        return self._artifact(stage, recipe, kind, folder, (path,))
+        files = self._divided(stage.name, _wanted(stage, weights, model))
+        paths = _paths(folder / FOLDER, _file_name(stage.name, model, kind), len(files))
+        layout = _layout(_metadata(stage.name, model, kind), files, weights)
+        fill(layout, paths, progress, f"gguf {stage.name}")
+        return self._artifact(stage, recipe, kind, folder, paths)
 
     def lower_adapter(self, name: str, updates: Mapping[str, LowRankUpdate], folder: Path) -> BundleFile:
         """Write a LoRA adapter of the decoder under `folder`, where config.json and tokenizer.json stand."""
@@ -92,8 +106,19 @@ class Gguf:
         gguf_adapter.write(path, name, updates, gguf_metadata.read_model(folder))
         return file_entry(folder, path)
 
+    def _divided(self, stage: str, tensors: list[Stored]) -> list[list[Stored]]:
+        """The tensors of each file. llama.cpp reads an audio encoder from one file alone."""
+        if stage == AUDIO_ENCODER or self._split_bytes is None:
+            return [tensors]
+        files: list[list[Stored]] = [[]]
+        for stored in tensors:
+            if files[-1] and sum(one.info.size for one in (*files[-1], stored)) > self._split_bytes:
+                files.append([])
+            files[-1].append(stored)
+        return [_placed_anew(file) for file in files]
+
     def _artifact(
-        self, stage: TracedStage, recipe: Recipe, kind: BlockType, folder: Path, paths: tuple[Path, ...]
+        self, stage: TracedStage, recipe: Recipe, kind: FileType, folder: Path, paths: Sequence[Path]
     ) -> Artifact:
         size = sum(path.stat().st_size for path in paths)
         return Artifact(
@@ -109,37 +134,48 @@ class Gguf:
         )
 
 
-def _file_name(stage: str, model: Model, kind: BlockType) -> str:
+def _file_name(stage: str, model: Model, kind: FileType) -> str:
     prefix = "mmproj-" if stage == AUDIO_ENCODER else ""
-    return f"{prefix}{model.config['model_type']}-{kind.name}.gguf"
+    return f"{prefix}{model.config['model_type']}-{kind.name}"
 
 
-def _mostly(stage: str, recipe: Recipe) -> BlockType:
+def _paths(folder: Path, stem: str, count: int) -> list[Path]:
+    """The files of a model: one, or as many as llama.cpp finds from the first one's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if count == 1:
+        return [folder / f"{stem}.gguf"]
+    return [folder / f"{stem}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+
+
+def _mostly(stage: str, recipe: Recipe) -> FileType:
     """What a file's matrices mostly are."""
     form = {AUDIO_ENCODER: recipe.encoder, EMBEDDING: recipe.embedding, DECODER: recipe.decoder}[stage]
-    return _held(form)
+    kind = _held(form)
+    if stage == DECODER and (named := gguf_mixes.FILE_TYPES.get(recipe.name)):
+        return FileType(recipe.name.upper(), named)
+    return FileType(kind.name, kind.file_type)
 
 
-def _metadata(stage: str, model: Model, kind: BlockType) -> dict[str, gguf_file.Value]:
+def _metadata(stage: str, model: Model, kind: FileType) -> dict[str, gguf_file.Value]:
     write = gguf_metadata.audio_metadata if stage == AUDIO_ENCODER else gguf_metadata.text_metadata
     return write(model, kind)
 
 
-def _place(stage: TracedStage, weights: WeightStore, model: Model) -> list[Stored]:
-    """Every tensor of a stage's file, named, typed and placed."""
+def _wanted(stage: TracedStage, weights: WeightStore, model: Model) -> list[Stored]:
+    """Every tensor of a stage's file, named, typed and placed as if there was one file."""
     name_of = gguf_names.audio_name if stage.name == AUDIO_ENCODER else gguf_names.text_name
-    names = _canonical_names(stage, weights, tied=model.tied)
+    names = _canonical_names(stage, weights)
     wanted = [(name_of(name), _shape(name, weights), _kind(stage.name, name, weights)) for name in names]
     heads = [int(model.text["head_dim"]) if gguf_names.rotated(name) else 0 for name, _, _ in wanted]
     return [Stored(*entry) for entry in zip(names, gguf_file.place(wanted), heads, strict=True)]
 
 
-def _canonical_names(stage: TracedStage, weights: WeightStore, *, tied: bool) -> list[str]:
+def _canonical_names(stage: TracedStage, weights: WeightStore) -> list[str]:
     """The weights that go into a stage's file; a head that is the embedding in the same format is left out."""
     names = list(dict.fromkeys(stage.weights.values()))
     if stage.name != DECODER:
         return names
-    same = tied and weights.format(gguf_names.EMBEDDING) == weights.format(gguf_names.LM_HEAD)
+    same = weights.tied and weights.format(gguf_names.EMBEDDING) == weights.format(gguf_names.LM_HEAD)
     return [gguf_names.EMBEDDING, *(name for name in names if not (same and name == gguf_names.LM_HEAD))]
 
 
@@ -167,27 +203,43 @@ def _held(form: WeightFormat) -> BlockType:
     return kind
 
 
-def _layout(metadata: dict[str, gguf_file.Value], tensors: list[Stored], weights: WeightStore) -> Layout:
-    """The whole file as places and the jobs that fill them, its header among them."""
+def _placed_anew(tensors: list[Stored]) -> list[Stored]:
+    """Tensors where they stand in a file of their own."""
+    infos = gguf_file.place([(stored.info.name, stored.info.shape, stored.info.type) for stored in tensors])
+    return [replace(stored, info=info) for stored, info in zip(tensors, infos, strict=True)]
+
+
+def _layout(metadata: dict[str, gguf_file.Value], files: list[list[Stored]], weights: WeightStore) -> Layout:
+    """Whole files as places and the jobs that fill them, headers among them; the first has the metadata of all."""
+    layout, tensors = Layout(), sum(map(len, files))
+    for number, file in enumerate(files):
+        held = metadata if number == 0 else {}
+        if len(files) > 1:
+            held = held | gguf_metadata.split_metadata(number, len(files), tensors)
+        _add_file(layout, number, held, file, weights)
+    return layout
+
+
+def _add_file(
+    layout: Layout, number: int, metadata: dict[str, gguf_file.Value], tensors: list[Stored], weights: WeightStore
+) -> None:
     start = np.frombuffer(gguf_file.header(metadata, [stored.info for stored in tensors]), np.uint8)
-    layout = Layout()
-    head = Slot("header", start.dtype, start.shape, 0, 0)
+    head = Slot("header", start.dtype, start.shape, number, 0)
     layout.slots.append(head)
     layout.jobs.append((start.nbytes, lambda files: files.write(head, 0, start)))
     for stored in tensors:
         info = stored.info
-        slot = Slot(info.name, start.dtype, (info.size,), 0, len(start) + info.offset)
+        slot = Slot(info.name, start.dtype, (info.size,), number, len(start) + info.offset)
         layout.slots.append(slot)
         elements = int(np.prod(info.shape, dtype=np.int64))
         layout.jobs.append((4 * elements, _job(stored, slot, weights)))
     layout.slots.append(_padding(layout.slots[-1]))
-    return layout
 
 
 def _padding(last: Slot) -> Slot:
     """What fills a file up to its alignment."""
     end = last.offset + last.size
-    return Slot("padding", last.dtype, (gguf_file.aligned(end) - end,), 0, end)
+    return Slot("padding", last.dtype, (gguf_file.aligned(end) - end,), last.file, end)
 
 
 def _job(stored: Stored, slot: Slot, weights: WeightStore) -> Callable[[DataFiles], None]:
@@ -207,7 +259,11 @@ def _packed_rows(stored: Stored, weights: WeightStore) -> Iterator[tuple[int, UI
     name, kind = stored.canonical, stored.info.type
     form = weights.format(name)
     if form.is_float:
-        yield from _packed_floats(stored, weights)
+        yield from _packed(stored, weights.source(name), partial(gguf_blocks.pack_floats, kind=kind))
+        return
+    if form.kind:
+        pack = partial(kquants.quantize, name=form.kind, importance=weights.importance(name))
+        yield from _packed(stored, weights.source(name), pack)
         return
     for block in weights.quantized(name).blocks():
         if kind is F32:
@@ -216,12 +272,12 @@ def _packed_rows(stored: Stored, weights: WeightStore) -> Iterator[tuple[int, UI
             yield block.start, gguf_blocks.pack_codes(block, kind)
 
 
-def _packed_floats(stored: Stored, weights: WeightStore) -> Iterator[tuple[int, UInt8]]:
-    source = weights.source(stored.canonical)
+def _packed(stored: Stored, source: TensorSource, pack: Callable[[Float32], UInt8]) -> Iterator[tuple[int, UInt8]]:
+    """First row and stored bytes of a tensor that is packed from its own numbers."""
     for start, stop in row_blocks(source.shape):
         values = source.rows(start, stop)
         try:
-            packed = gguf_blocks.pack_floats(values.reshape(-1, stored.info.shape[-1]), stored.info.type)
+            packed = pack(values.reshape(-1, stored.info.shape[-1]))
         except ValueError as reason:
             raise BuildError(
                 f"tensor '{stored.canonical}' cannot be stored as {stored.info.type.name}: rows {start} to {stop}: {reason}. "

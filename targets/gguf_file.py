@@ -17,12 +17,12 @@ from .gguf_blocks import BlockType, numbered
 
 ALIGNMENT = 32
 _MAGIC, _VERSION = b"GGUF", 3
-_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+_UINT16, _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 2, 4, 5, 6, 7, 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _MAX_DIMENSIONS = 4
 
 # What metadata may hold: int is stored as uint32 and float as float32; lists are of int (as int32) or of str.
-Value = bool | int | float | str | list[int] | list[str]
+Value = bool | int | float | str | list[int] | list[str] | np.uint16 | np.int32
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ def _value(value: Value) -> bytes:
         return struct.pack("<II", _UINT32, value)
     if isinstance(value, float):
         return struct.pack("<If", _FLOAT32, value)
+    if isinstance(value, np.uint16 | np.int32):
+        return struct.pack("<I", _UINT16 if isinstance(value, np.uint16) else _INT32) + value.tobytes()
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _string(value)
     texts = [item for item in value if isinstance(item, str)]

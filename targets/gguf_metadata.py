@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .contract import BuildError
-from .gguf_blocks import BlockType
 from .gguf_file import Value
 
 _QUANTIZATION_VERSION = 2
@@ -33,6 +34,14 @@ _CHAT = """\
 
 
 @dataclass(frozen=True)
+class FileType:
+    """What the matrices of a file mostly are, by the name that its file bears and by number (general.file_type)."""
+
+    name: str
+    number: int
+
+
+@dataclass(frozen=True)
 class Model:
     """A model's configuration as transformers has it, and its tokenizer.json, as they lie in a bundle."""
 
@@ -43,10 +52,6 @@ class Model:
     def text(self) -> Mapping[str, Any]:
         text: Mapping[str, Any] = self.config["text_config"]
         return text
-
-    @property
-    def tied(self) -> bool:
-        return bool(self.config.get("tie_word_embeddings") or self.text.get("tie_word_embeddings"))
 
 
 def read_model(folder: Path) -> Model:
@@ -65,7 +70,7 @@ def read_model(folder: Path) -> Model:
     return Model(config, tokenizer)
 
 
-def text_metadata(model: Model, kind: BlockType) -> dict[str, Value]:
+def text_metadata(model: Model, kind: FileType) -> dict[str, Value]:
     """Metadata of the decoder's file, whose matrices are mostly of `kind`.
 
     Raises:
@@ -90,7 +95,7 @@ def text_metadata(model: Model, kind: BlockType) -> dict[str, Value]:
     return general | {f"{prefix}.{key}": value for key, value in sizes.items()} | _vocabulary(model)
 
 
-def audio_metadata(model: Model, kind: BlockType) -> dict[str, Value]:
+def audio_metadata(model: Model, kind: FileType) -> dict[str, Value]:
     """Metadata of the audio encoder's file, whose matrices are mostly of `kind`."""
     audio = model.config["audio_config"]
     sizes: dict[str, Value] = {
@@ -108,12 +113,21 @@ def audio_metadata(model: Model, kind: BlockType) -> dict[str, Value]:
     return general | named | {f"clip.audio.{key}": value for key, value in sizes.items()}
 
 
-def _general(architecture: str, type_: str, name: str, kind: BlockType) -> dict[str, Value]:
+def split_metadata(number: int, count: int, tensors: int) -> dict[str, Value]:
+    """What each of `count` files says of its place among them, as llama.cpp's gguf-split does; `tensors` are in all."""
+    return {
+        "split.no": np.uint16(number),
+        "split.count": np.uint16(count),
+        "split.tensors.count": np.int32(tensors),
+    }
+
+
+def _general(architecture: str, type_: str, name: str, kind: FileType) -> dict[str, Value]:
     return {
         "general.architecture": architecture,
         "general.type": type_,
         "general.name": name,
-        "general.file_type": kind.file_type,
+        "general.file_type": kind.number,
         "general.quantization_version": _QUANTIZATION_VERSION,
     }
 

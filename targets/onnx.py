@@ -1,12 +1,22 @@
 """ONNX: three graphs under `onnx/`, named and shaped as transformers.js and Optimum look for them, weights as external data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import hub_folder, onnx_graph, onnx_weights, streaming
-from .contract import Artifact, Memory, Progress, Recipe, RecipeError, TracedStage, WeightFormat, WeightStore
+from .contract import (
+    STAGES,
+    Artifact,
+    Memory,
+    Progress,
+    Recipe,
+    RecipeError,
+    TracedStage,
+    WeightFormat,
+    WeightStore,
+)
 from .manifest import file_entry
 
 STEMS: Mapping[str, str] = {
@@ -32,10 +42,10 @@ class Onnx:
 
     name = "onnx"
 
-    def check(self, recipe: Recipe) -> None:
-        """Raise `RecipeError` listing every part of the recipe that ONNX cannot hold."""
-        faults = [f"{form.name} for {part}" for part, form in recipe.parts.items() if not _holds(form)]
-        if recipe.embedding.bits == 8 and not recipe.embedding.symmetric:
+    def check(self, recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
+        """Raise `RecipeError` listing everything that these stages store under the recipe and ONNX cannot hold."""
+        faults = [f"{form.name} for {what}" for what, form in recipe.formats(stages) if not _holds(form)]
+        if "embed_tokens" in stages and recipe.embedding.bits == 8 and not recipe.embedding.symmetric:
             faults.append(f"{recipe.embedding.name} for embedding")
         if faults:
             raise RecipeError(
@@ -91,7 +101,7 @@ def precision(stage: str, recipe: Recipe) -> str:
 
 
 def _holds(form: WeightFormat) -> bool:
-    return form.is_float or form.group in _GROUPS
+    return not form.kind and (form.is_float or form.group in _GROUPS)
 
 
 def _save(planned: Planned, folder: Path) -> None:

@@ -1,12 +1,24 @@
 """OpenVINO: three models (xml and bin) under `openvino/`, named as optimum-intel names the parts of a model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import openvino_graph
-from .contract import Artifact, BuildError, Memory, Port, Progress, Recipe, RecipeError, TracedStage, WeightStore
+from .contract import (
+    STAGES,
+    Artifact,
+    BuildError,
+    Memory,
+    Port,
+    Progress,
+    Recipe,
+    RecipeError,
+    TracedStage,
+    WeightFormat,
+    WeightStore,
+)
 from .manifest import file_entry
 from .openvino_weights import Constants
 from .streaming import Layout, fill
@@ -36,12 +48,10 @@ class Openvino:
 
     name = "openvino"
 
-    def check(self, recipe: Recipe) -> None:
-        """Raise `RecipeError` listing every part of the recipe that OpenVINO cannot hold."""
-        faults = [
-            f"{form.name} for {part}" for part, form in recipe.parts.items() if not form.is_float and form.group % 2
-        ]
-        if recipe.embedding.bits == 4:
+    def check(self, recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
+        """Raise `RecipeError` listing everything that these stages store under the recipe and OpenVINO cannot hold."""
+        faults = [f"{form.name} for {what}" for what, form in recipe.formats(stages) if not _holds(form)]
+        if "embed_tokens" in stages and recipe.embedding.bits == 4 and _holds(recipe.embedding):
             faults.append(f"{recipe.embedding.name} for embedding")
         if faults:
             raise RecipeError(
@@ -87,6 +97,10 @@ def precision(stage: str, recipe: Recipe) -> str:
     """How a stage's matrices are stored: fp32, fp16, int8 or int4."""
     form = {"audio_encoder": recipe.encoder, "embed_tokens": recipe.embedding, "decoder": recipe.decoder}[stage]
     return f"fp{form.bits}" if form.is_float else f"int{form.bits}"
+
+
+def _holds(form: WeightFormat) -> bool:
+    return not form.kind and (form.is_float or form.group % 2 == 0)
 
 
 def _check_installed() -> None:

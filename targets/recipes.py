@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
+from . import gguf_mixes
 from .contract import Recipe, RecipeError, Thresholds, WeightFormat
+from .gguf_mixes import BFLOAT16, Q3_K, Q4_K, Q5_K, Q6_K
 
 FLOAT32 = WeightFormat(32)
 FLOAT16 = WeightFormat(16)
@@ -26,6 +28,23 @@ def _int4(name: str, form: WeightFormat) -> Recipe:
         lm_head=form,
         integer_activations=True,
         thresholds=Thresholds(kl=0.05, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.95, wer=0.02),
+    )
+
+
+def _k_quant(name: str, form: WeightFormat) -> Recipe:
+    """One of llama.cpp's mixes: its own format for most of the decoder, six bits for the head.
+
+    The encoder is that of the integer recipes, which another engine than llama.cpp can run.
+    """
+    return Recipe(
+        name,
+        encoder=INT8,
+        embedding=form,
+        decoder=form,
+        lm_head=Q6_K,
+        integer_activations=True,
+        thresholds=Thresholds(kl=0.05, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.95, wer=0.02),
+        overrides=gguf_mixes.overrides(name),
     )
 
 
@@ -61,6 +80,19 @@ RECIPES: Mapping[str, Recipe] = {
         _int4("int4", INT4),
         _int4("int4-asymmetric", INT4_ASYMMETRIC),
         _int4("int4-g128", INT4_WIDE),
+        Recipe(
+            "bf16",
+            encoder=FLOAT32,  # which holds bfloat16 exactly, and which other engines than llama.cpp can run
+            embedding=BFLOAT16,
+            decoder=BFLOAT16,
+            lm_head=BFLOAT16,
+            thresholds=Thresholds(embeddings=1e-4, kl=1e-4, kl_stored=1e-4, top1=0.99, wer=0.01),
+        ),
+        _k_quant("q3_k_m", Q3_K),
+        _k_quant("q4_k_s", Q4_K),
+        _k_quant("q4_k_m", Q4_K),
+        _k_quant("q5_k_m", Q5_K),
+        _k_quant("q6_k", Q6_K),
     )
 }
 
