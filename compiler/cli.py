@@ -5,14 +5,14 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
 
 from .. import __version__
-from ..targets.contract import AudioError, BuildError, OssicleError, PromptError
+from ..targets.contract import AudioError, BuildError, EngineError, OssicleError, PromptError
 
 P = ParamSpec("P")
 app = typer.Typer(
@@ -30,6 +30,17 @@ Bundle = Annotated[Path, typer.Argument(help="A folder that `ossicle build` made
 Adapters = Annotated[
     list[str] | None,
     typer.Option("--adapter", metavar="PATH[:WEIGHT]", help="A LoRA adapter in PEFT format to merge; may be repeated."),
+]
+Engine = Annotated[str, typer.Option("--engine", help="What runs it; the best that can where none is named.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="0: as many as there are cores.")]
+Provider = Annotated[str, typer.Option("--provider", help="What the engine computes on.")]
+Cache = Annotated[
+    str, typer.Option("--kv-cache", metavar="TYPE", help="Keys and values in float32, float16, int8 or int4.")
+]
+Flash = Annotated[bool | None, typer.Option("--flash-attention/--no-flash-attention", help="By default what is exact.")]
+Scales = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="NAME[:SCALE]", help="An adapter that the bundle keeps; may be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 Speech = Annotated[
@@ -104,6 +115,14 @@ def build(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a model's name on the hub.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the bundle goes.")],
     adapter: Adapters = None,
+    runtime_adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--runtime-adapter",
+            metavar="[NAME=]PATH",
+            help="A LoRA adapter to keep beside the decoder, for the engine to add as it runs; may be repeated.",
+        ),
+    ] = None,
     target: Annotated[str, typer.Option("--target", help="What to build for, separated by commas.")] = "onnx",
     quant: Annotated[str, typer.Option("--quant", help="The recipe: fp32, fp16, int8, int4, ...")] = "int4",
     speech: Speech = None,
@@ -116,6 +135,7 @@ def build(
     from . import cli_show, pipeline
     from .cli_progress import Bars
     from .lora import parse_adapter
+    from .runtime_adapters import parse_runtime_adapter
 
     with Bars() as bars:
         report = pipeline.build(
@@ -124,6 +144,7 @@ def build(
             targets=tuple(name.strip() for name in target.split(",") if name.strip()),
             recipe=quant,
             adapters=[parse_adapter(text) for text in adapter or ()],
+            runtime_adapters=[parse_runtime_adapter(text) for text in runtime_adapter or ()],
             speech=speech,
             verify=not no_verify,
             force=force,
@@ -180,13 +201,27 @@ def run(
     bundle: Bundle,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings: WAV, FLAC, OGG, MP3.")],
     language: Annotated[str | None, typer.Option("--language", metavar="XX", help="Spoken, for example en.")] = None,
+    engine: Engine = "auto",
+    threads: Threads = 0,
+    provider: Provider = "cpu",
+    kv_cache: Cache = "",
+    flash_attention: Flash = None,
+    adapter: Scales = None,
     as_json: Json = False,
 ) -> None:
     """Transcribe recordings, in order. A file that fails does not stop the others; the exit code is then 1."""
     import ossicle
 
     entries = []
-    with ossicle.load(bundle) as session:
+    with ossicle.load(
+        bundle,
+        engine=engine,
+        threads=threads,
+        provider=provider,
+        kv_cache=kv_cache,
+        flash_attention=flash_attention,
+        adapters=scales(adapter or ()),
+    ) as session:
         for file in files:
             entries.append(_transcribe(session, file, language))
             if not as_json:
@@ -208,13 +243,27 @@ def chat(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")] = 512,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: always the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the draw, where the temperature is not 0.")] = 0,
+    engine: Engine = "auto",
+    threads: Threads = 0,
+    provider: Provider = "cpu",
+    kv_cache: Cache = "",
+    flash_attention: Flash = None,
+    adapter: Scales = None,
 ) -> None:
     """Ask about recordings, or anything else; the answer comes as it is made."""
     import ossicle
 
     content = [{"type": "audio", "audio": str(file)} for file in audio or ()]
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
-    with ossicle.load(bundle) as session:
+    with ossicle.load(
+        bundle,
+        engine=engine,
+        threads=threads,
+        provider=provider,
+        kv_cache=kv_cache,
+        flash_attention=flash_attention,
+        adapters=scales(adapter or ()),
+    ) as session:
         for piece in session.stream(messages, max_tokens=max_tokens, temperature=temperature, seed=seed):
             typer.echo(piece, nl=False)
             sys.stdout.flush()
@@ -278,6 +327,25 @@ def demo(
         passed = demonstration.show(out, bars)
     if not passed:
         raise typer.Exit(1)
+
+
+def scales(texts: Sequence[str]) -> dict[str, float]:
+    """How much of each adapter is added, by name, of texts `name[:scale]`; all of it where no scale is given.
+
+    Raises:
+        EngineError: a scale is no number, or an adapter is named twice.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, colon, scale = text.partition(":")
+        try:
+            number = float(scale) if colon else 1.0
+        except ValueError:
+            raise EngineError(f"'{text}' is no adapter with a scale (possible: NAME or NAME:0.5).") from None
+        if name in found:
+            raise EngineError(f"adapter '{name}' is named twice. Give it once, with one scale: NAME:0.5")
+        found[name] = number
+    return found
 
 
 def needs_build_extra(what: str) -> None:

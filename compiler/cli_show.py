@@ -73,6 +73,8 @@ def bundle(manifest: Manifest) -> None:
     recipe = manifest.recipe["name"]
     out.print(f"{escape(manifest.name)}: {manifest.family}, recipe {recipe}, {decimal(_size(manifest))}")
     out.print(f"adapters: {escape(adapters)}")
+    if kept := [f"{adapter.name} ({adapter.target})" for adapter in manifest.runtime_adapters]:
+        out.print(f"adapters at run time: {escape(', '.join(kept))}")
     head = ("target", "stage", "precision", "files", "size", "memory")
     out.print(_table(head, map(_artifact_row, manifest.artifacts)))
     if manifest.verification:

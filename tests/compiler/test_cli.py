@@ -37,6 +37,11 @@ class FakeSession:
 
     def __init__(self):
         self.asked = []
+        self.opened = {}
+
+    def open(self, _, **options):
+        self.opened = options
+        return self
 
     def __enter__(self):
         return self
@@ -57,7 +62,7 @@ class FakeSession:
 @pytest.fixture
 def session(monkeypatch):
     fake = FakeSession()
-    monkeypatch.setattr(ossicle, "load", lambda _: fake, raising=False)
+    monkeypatch.setattr(ossicle, "load", fake.open, raising=False)
     return fake
 
 
@@ -119,8 +124,31 @@ def test_chat_streams_what_it_is_told(session):
     assert closed == "closed"
 
 
+@pytest.mark.parametrize("command", [("run", "bundle", "a.wav"), ("chat", "bundle", "which room?")])
+def test_how_the_engine_runs_is_handed_on(session, command):
+    assert invoke(*command).exit_code == 0
+    plain = {"engine": "auto", "threads": 0, "provider": "cpu", "kv_cache": "", "flash_attention": None}
+    assert session.opened == plain | {"adapters": {}}
+    chosen = ("--engine", "llamacpp", "--threads", 2, "--provider", "cpu", "--kv-cache", "int8", "--flash-attention")
+    invoke(*command, *chosen, "--adapter", "legal:0.5", "--adapter", "polite")
+    assert session.opened == {
+        "engine": "llamacpp", "threads": 2, "provider": "cpu", "kv_cache": "int8", "flash_attention": True,
+        "adapters": {"legal": 0.5, "polite": 1.0},
+    }  # fmt: skip
+    invoke(*command, "--no-flash-attention")
+    assert session.opened["flash_attention"] is False
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize(("adapters", "said"), [(["a:half"], "'a:half' is no adapter"), (["a", "a:2"], "named twice")])
+def test_scales_that_are_none_are_refused(adapters, said):
+    found = invoke("run", "bundle", "a.wav", *(part for name in adapters for part in ("--adapter", name)))
+    assert found.exit_code == 1
+    assert said in found.stderr
+
+
 def test_an_error_is_one_line_and_exit_code_one(monkeypatch):
-    def refuse(_):
+    def refuse(_, **__):
         raise BundleError("'x' is damaged:\n  a.onnx is missing. Build it again")
 
     monkeypatch.setattr(ossicle, "load", refuse, raising=False)
@@ -131,7 +159,7 @@ def test_an_error_is_one_line_and_exit_code_one(monkeypatch):
 
 
 def test_an_interruption_is_exit_code_130(monkeypatch):
-    def interrupted(_):
+    def interrupted(_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ossicle, "load", interrupted, raising=False)
