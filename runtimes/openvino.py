@@ -1,7 +1,6 @@
-"""OpenVINO: runs the bundle's `openvino` artifacts.
+"""OpenVINO: runs the bundle's `openvino` artifacts on a CPU, a GPU, an NPU, or on what OpenVINO chooses itself (auto).
 
-The decoder takes keys and values and gives back longer ones at every step; rows are padded on the left. Compiled models
-are kept in the folder that the environment variable OSSICLE_OPENVINO_CACHE names, where it is set.
+Compiled models are kept in the folder that the environment variable OSSICLE_OPENVINO_CACHE names, where it is set.
 """
 
 import os
@@ -10,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..targets.contract import Artifact, EngineError, Float32, Int64
+from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
-from .base import Encoder, Engine, Options, Sequences
+from . import openvino_models
+from .artifacts import stage_file
+from .base import Encoder, Engine, Options, Sequences, check_options
+from .openvino_stateful import StatefulDecoder
 
 DEVICES = ("cpu", "gpu", "npu", "auto")
 CACHE = "OSSICLE_OPENVINO_CACHE"
 GROUP = 128  # neighbours that share a scale where activations are quantized on the fly
+KV_CACHES = {"float32": "f32", "float16": "f16", "int8": "u8"}
 
 
 class OpenVino:
-    """OpenVINO on a CPU, a GPU, an NPU, or what it chooses itself."""
+    """OpenVINO on one of its devices."""
 
     name = "openvino"
     target = "openvino"
@@ -36,15 +38,14 @@ class OpenVino:
         return None
 
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
-        core = self._core(options)
-        encoder, embedding, decoder = (
-            _compiled(core, folder, manifest, stage, options) for stage in ("audio_encoder", "embed_tokens", "decoder")
-        )
+        models = _Models(self._core(options), folder, manifest, options)
+        encoder, embedding = (models.compiled(stage, ".xml") for stage in ("audio_encoder", "embed_tokens"))
+        decoder = StatefulDecoder(models.compiled("decoder", "language_model.xml"))
         return OpenVinoEngine(encoder, embedding, decoder, options.provider)
 
     def open_encoder(self, folder: Path, manifest: Manifest, options: Options) -> Encoder:
-        core = self._core(options)
-        return OpenVinoEncoder(_compiled(core, folder, manifest, "audio_encoder", options), options.provider)
+        models = _Models(self._core(options), folder, manifest, options)
+        return OpenVinoEncoder(models.compiled("audio_encoder", ".xml"), options.provider)
 
     def _core(self, options: Options) -> Any:
         if reason := self.usable():
@@ -53,9 +54,12 @@ class OpenVino:
 
         core = openvino.Core()
         present = {device.split(".")[0].lower() for device in core.available_devices} | {"auto"}
-        if options.provider not in present:
-            possible = ", ".join(device for device in DEVICES if device in present)
-            raise EngineError(f"engine 'openvino' has no provider '{options.provider}' here (it has: {possible}).")
+        check_options(
+            self.name,
+            options,
+            providers=[device for device in DEVICES if device in present],
+            kv_caches=tuple(KV_CACHES),
+        )
         return core
 
 
@@ -68,7 +72,8 @@ class OpenVinoEncoder:
 
     def encode(self, mel: Float32) -> Float32:
         # One window at a time: a batch takes the memory of all its windows at once.
-        windows = [_run(self._model, {"audio_values": mel[i : i + 1]})["audio_features"] for i in range(len(mel))]
+        inputs = [{"audio_values": mel[i : i + 1]} for i in range(len(mel))]
+        windows = [openvino_models.run(self._model, window)["audio_features"] for window in inputs]
         return np.asarray(np.concatenate(windows), np.float32)
 
     def close(self) -> None:
@@ -78,17 +83,18 @@ class OpenVinoEncoder:
 class OpenVinoEngine:
     """An opened bundle."""
 
-    def __init__(self, encoder: Any, embedding: Any, decoder: Any, device: str) -> None:
+    def __init__(self, encoder: Any, embedding: Any, decoder: StatefulDecoder, device: str) -> None:
         self.name = f"openvino-{device}"
         self._encoder = OpenVinoEncoder(encoder, device)
         self._embedding = embedding
-        self._decoder = _Decoder(decoder)
+        self._decoder = decoder
 
     def encode(self, mel: Float32) -> Float32:
         return self._encoder.encode(mel)
 
     def embed(self, ids: Int64) -> Float32:
-        embeddings: Float32 = _run(self._embedding, {"input_ids": np.asarray(ids, np.int64)[None]})["inputs_embeds"][0]
+        inputs = {"input_ids": np.asarray(ids, np.int64)[None]}
+        embeddings: Float32 = openvino_models.run(self._embedding, inputs)["inputs_embeds"][0]
         return embeddings
 
     def prefill(self, prompts: Sequence[Float32]) -> tuple[Float32, Sequences]:
@@ -103,120 +109,65 @@ class OpenVinoEngine:
         return self._decoder.advance(state, self.embed(tokens)[:, None])
 
     def keep(self, state: Sequences, rows: Sequence[int]) -> Sequences:
-        lengths = [state.lengths[row] for row in rows]
-        return Sequences(lengths, [array[list(rows), :, -max(lengths) :] for array in state.cache])
+        return self._decoder.keep(state, rows)
 
     def score(self, prompt: Float32, last: int = 0) -> Float32:
-        logits, _ = self._decoder.run(Sequences([0], self._decoder.empty()), prompt[None], keep=last)
-        return np.asarray(logits[0, -last:], np.float32)
+        return self._decoder.score(prompt, last)
 
     def close(self) -> None:
         self.__dict__.clear()
 
 
-class _Decoder:
-    """Keys and values [batch, heads, width, head_dim], one array per layer and kind; a row's tokens are at the right."""
+class _Models:
+    """The models of a bundle, compiled as it was asked for."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._past = [port for port in _names(model.inputs) if port.startswith("past_key_values.")]
-        self._present = [name.replace("past_key_values", "present") for name in self._past]
-        shape = model.input(self._past[0]).get_partial_shape()
-        self._heads, self._head_dim = shape[1].get_length(), shape[3].get_length()
+    def __init__(self, core: Any, folder: Path, manifest: Manifest, options: Options) -> None:
+        self._core = core
+        self._folder = folder
+        self._manifest = manifest
+        self._options = options
 
-    def prefill(self, prompts: Sequence[Float32]) -> tuple[Float32, Sequences]:
-        runs = [self.advance(Sequences([0], self.empty()), prompt[None]) for prompt in prompts]
-        state = runs[0][1] if len(runs) == 1 else self._stacked([state for _, state in runs])
-        return np.concatenate([logits for logits, _ in runs]), state
-
-    def advance(self, state: Sequences, embeddings: Float32) -> tuple[Float32, Sequences]:
-        logits, grown = self.run(state, embeddings, keep=1)
-        return np.asarray(logits[:, -1], np.float32), grown
-
-    def run(self, state: Sequences, embeddings: Float32, keep: int) -> tuple[Float32, Sequences]:
-        """Logits [batch, keep, vocabulary] of the last positions (0: of all) and the state after `embeddings`."""
-        new = embeddings.shape[1]
-        held = np.asarray(state.lengths, np.int64)[:, None] + new
-        total = int(held.max())
-        inputs: dict[str, NDArray[Any]] = {
-            "inputs_embeds": embeddings,
-            "attention_mask": (np.arange(total)[None] >= total - held).astype(np.int64),
-            "position_ids": held - new + np.arange(new)[None],
-            "num_logits_to_keep": np.array(keep, np.int64),
-        }
-        results = _run(self._model, inputs | dict(zip(self._past, state.cache, strict=True)))
-        return results["logits"], Sequences(held[:, 0].tolist(), [results[name] for name in self._present])
-
-    def empty(self, batch: int = 1, width: int = 0) -> list[Float32]:
-        shape = (batch, self._heads, width, self._head_dim)
-        return [np.zeros(shape, np.float32) for _ in self._past]
-
-    def _stacked(self, states: Sequence[Sequences]) -> Sequences:
-        lengths = [state.lengths[0] for state in states]
-        cache = self.empty(len(states), max(lengths))
-        for row, state in enumerate(states):
-            for array, held in zip(cache, state.cache, strict=True):
-                array[row, :, max(lengths) - lengths[row] :] = held[0]
-        return Sequences(lengths, cache)
+    def compiled(self, stage: str, suffix: str) -> Any:
+        """The model of a stage whose xml ends in `suffix`, ready to run."""
+        path, data = (stage_file(self._folder, self._manifest, RUNTIME, stage, end) for end in (suffix, ".bin"))
+        model = openvino_models.read(self._core, path, data)
+        if stage == "decoder":
+            openvino_models.keep_last(model)
+        told = settings(self._manifest.recipe, self._options, self._core.available_devices)
+        return openvino_models.compiled(self._core, model, path, self._options.provider.upper(), told)
 
 
-def settings(recipe: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """What the engine is told: float32 wherever the recipe computes in it, int8 activations only where it allows them."""
+def settings(recipe: Mapping[str, Any], options: Options, devices: Sequence[str] = ("CPU",)) -> dict[str, Any]:
+    """What the engine is told; with "auto", for each of the devices that it may choose."""
     chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    if options.provider == "cpu":
-        group = GROUP if recipe["integer_activations"] else 0
-        chosen |= {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
-        chosen |= {"INFERENCE_NUM_THREADS": options.threads} if options.threads else {}
+    if options.provider == "auto":
+        chosen["DEVICE_PROPERTIES"] = {
+            device: _device_settings(recipe, options, device.split(".")[0].lower()) for device in devices
+        }
+    else:
+        chosen |= _device_settings(recipe, options, options.provider)
     if cache := os.environ.get(CACHE):
         chosen["CACHE_DIR"] = cache
     return chosen
 
 
-def _compiled(core: Any, folder: Path, manifest: Manifest, stage: str, options: Options) -> Any:
-    import openvino
+def _device_settings(recipe: Mapping[str, Any], options: Options, device: str) -> dict[str, Any]:
+    """Arithmetic as the recipe has it: int8 activations only where it allows them, and else float32 where it says so.
 
-    path = folder / _model_path(_artifact(folder, manifest, stage))
-    try:
-        return core.compile_model(path, options.provider.upper(), settings(manifest.recipe, options))
-    except RuntimeError as reason:
-        raise EngineError(
-            f"engine 'openvino' {openvino.__version__} refuses '{path}': {reason}. "
-            "Check the bundle with: ossicle inspect BUNDLE"
-        ) from reason
-
-
-def _artifact(folder: Path, manifest: Manifest, stage: str) -> Artifact:
-    artifact = next((a for a in manifest.artifacts if (a.target, a.stage) == ("openvino", stage)), None)
-    if artifact is None:
-        held = ", ".join(f"{a.stage} for {a.target}" for a in manifest.artifacts) or "nothing"
-        raise EngineError(
-            f"engine 'openvino' needs '{stage}' for target openvino, and bundle '{folder}' has: {held}. "
-            "Build it with: ossicle build CHECKPOINT --target openvino"
-        )
-    return artifact
-
-
-def _model_path(artifact: Artifact) -> str:
-    models = [file.path for file in artifact.files if file.path.endswith(".xml")]
-    if len(models) != 1:
-        raise EngineError(
-            f"artifact '{artifact.stage}' for target openvino has {len(models)} .xml files instead of one. "
-            "Build the bundle again: ossicle build"
-        )
-    return models[0]
-
-
-def _run(model: Any, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """Outputs by name, each an array of its own."""
-    try:
-        results = model({name: np.asarray(value, order="C") for name, value in inputs.items()})
-    except RuntimeError as reason:
-        raise EngineError(f"engine 'openvino' failed: {reason}") from reason
-    return {port.get_any_name(): results[port] for port in model.outputs}
-
-
-def _names(ports: Sequence[Any]) -> list[str]:
-    return [port.get_any_name() for port in ports]
+    A CPU computes in float32 always. A GPU does where nothing coarser is allowed. An NPU has float16 alone.
+    """
+    if device not in ("cpu", "gpu"):
+        return {}
+    integers = recipe["integer_activations"]
+    half = recipe["compute"] == "float16"
+    chosen = {
+        "INFERENCE_PRECISION_HINT": "f16" if device == "gpu" and (half or integers) else "f32",
+        "KV_CACHE_PRECISION": KV_CACHES[options.kv_cache or ("float16" if half else "float32")],
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if integers else 0,
+    }
+    if device == "cpu" and options.threads:
+        chosen["INFERENCE_NUM_THREADS"] = options.threads
+    return chosen
 
 
 RUNTIME = OpenVino()

@@ -5,6 +5,7 @@ Weights are initializers without values here, so that nothing can fold them into
 
 import logging
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from .contract import Port, Recipe, TracedStage
@@ -12,11 +13,14 @@ from .contract import Port, Recipe, TracedStage
 OPSET = 23
 
 
-def graph(stage: TracedStage, recipe: Recipe) -> Any:
-    """The onnx_ir.Model of a traced stage: operators chosen, optimized, inputs and outputs named, weights without values."""
+def graph(stage: TracedStage, recipe: Recipe, forms: Mapping[Any, Any] | None = None) -> Any:
+    """The onnx_ir.Model of a traced stage: operators chosen, optimized, inputs and outputs named, weights without values.
+
+    `forms`: what each opaque operator becomes, where it is not what the recipe says.
+    """
     import onnx_ir as ir
 
-    model = _translate(stage, recipe)
+    model = _translate(stage, forms or _forms(recipe))
     for name, value in model.graph.initializers.items():
         if name in stage.constants:
             value.const_value = ir.tensor(stage.constants[name], name=name)
@@ -38,22 +42,27 @@ def ports(declared: tuple[Port, ...], values: Any) -> tuple[Port, ...]:
     )
 
 
-def _translate(stage: TracedStage, recipe: Recipe) -> Any:
+def _forms(recipe: Recipe) -> dict[Any, Any]:
     import torch
 
     operators = torch.ops.ossicle
     fused = recipe.attention == "fused"
-    forms = {
+    return {
         operators.cached_attention.default: _group_query_attention if fused else _attention_with_past,
         operators.attention.default: _multi_head_attention if fused else _attention,
         operators.last.default: _last,
     }
+
+
+def _translate(stage: TracedStage, forms: Mapping[Any, Any]) -> Any:
+    import torch
+
     # it warns that torchvision's operators are not there, which no stage has
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its pytree
         translated = torch.onnx.export(
-            stage.program.run_decompositions(forms),
+            stage.program.run_decompositions(dict(forms)),
             dynamo=True,
             opset_version=OPSET,
             optimize=False,

@@ -1,4 +1,8 @@
-"""OpenVINO: three models (xml and bin) under `openvino/`, named as optimum-intel names the parts of a model."""
+"""OpenVINO: three models (xml and bin) under `openvino/`, named as optimum-intel names the parts of a model.
+
+The decoder has two xml over one `.bin`: keys and values as its state, and, for engines that keep no state, as inputs and
+outputs.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +24,7 @@ from .contract import (
     WeightStore,
 )
 from .manifest import file_entry
+from .openvino_state import BEAM, stateful
 from .openvino_weights import Constants
 from .streaming import Layout, fill
 
@@ -29,13 +34,14 @@ STEMS: Mapping[str, str] = {
     "embed_tokens": "openvino_text_embeddings_model",
     "decoder": "openvino_language_model",
 }
+STATELESS = "openvino_language_model_stateless"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage's model with its weights placed, not yet written."""
+    """A stage's models by the stem of their xml, with their weights placed, not yet written."""
 
-    model: Any
+    models: Mapping[str, Any]
     constants: Constants
 
     @property
@@ -44,7 +50,7 @@ class Planned:
 
 
 class Openvino:
-    """OpenVINO IR: integers as compressed constants, keys and values as inputs and outputs."""
+    """OpenVINO IR: integers as compressed constants, keys and values as the decoder's state."""
 
     name = "openvino"
 
@@ -69,28 +75,35 @@ class Openvino:
     ) -> Artifact:
         """Write `openvino/<stage>.xml` and its `.bin` under `folder`, and give back what was written."""
         planned = place(stage, recipe, weights)
-        path = folder / FOLDER / f"{STEMS[stage.name]}.xml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        openvino_graph.write(planned.model, planned.constants, path)
-        fill(planned.layout, [path.with_suffix(".bin")], progress, f"openvino {stage.name}")
-        taken = {name for port in planned.model.inputs for name in port.get_names()}
+        root = folder / FOLDER
+        root.mkdir(parents=True, exist_ok=True)
+        paths = [root / f"{stem}.xml" for stem in planned.models]
+        for path, model in zip(paths, planned.models.values(), strict=True):
+            openvino_graph.write(model, planned.constants, path)
+        data = paths[0].with_suffix(".bin")
+        fill(planned.layout, [data], progress, f"openvino {stage.name}")
+        model = planned.models[STEMS[stage.name]]
         return Artifact(
             target=self.name,
             stage=stage.name,
             recipe=recipe.name,
             precision=precision(stage.name, recipe),
-            files=tuple(file_entry(folder, path.with_suffix(suffix)) for suffix in (".xml", ".bin")),
-            inputs=tuple(port for port in stage.inputs if port.name in taken),
-            outputs=stage.outputs,
+            files=tuple(file_entry(folder, path) for path in (*paths, data)),
+            inputs=_ports(model.inputs, stage.inputs),
+            outputs=_ports(model.outputs, stage.outputs),
             requirements={"engine": "openvino", "version": ">=2026.0"},
             memory=_memory(planned.layout, stage),
         )
 
 
 def place(stage: TracedStage, recipe: Recipe, weights: WeightStore) -> Planned:
-    """A stage's model for a recipe, every weight in its form and its place."""
+    """A stage's models for a recipe, every weight in its form and its place; the first is named as the stage."""
     model = openvino_graph.graph(stage, recipe)
-    return Planned(model, openvino_graph.place(model, weights, stage.weights))
+    constants = openvino_graph.place(model, weights, stage.weights, stage.constants)
+    models = {STEMS[stage.name]: model}
+    if stage.name == "decoder":
+        models = {STEMS[stage.name]: stateful(model), STATELESS: model}
+    return Planned(models, constants)
 
 
 def precision(stage: str, recipe: Recipe) -> str:
@@ -117,9 +130,16 @@ def _memory(layout: Layout, stage: TracedStage) -> Memory:
     """Weights as stored; the cache of one token in float32; the largest activations of a window or of 1024 tokens."""
     caches = [port.shape for port in _caches(stage.inputs)]
     per_token = 4 * sum(int(shape[1]) * int(shape[3]) for shape in caches)
-    widest = max((slot.shape[0] for slot in layout.slots if slot.name != "constants"), default=0)
+    widest = max((slot.shape[0] for slot in layout.slots if slot.name.startswith(tuple(stage.weights))), default=0)
     positions = {"audio_encoder": 1500, "decoder": 1024}.get(stage.name, 0)
     return Memory(weights=sum(layout.sizes()), kv_per_token=per_token, working=16 * positions * widest)
+
+
+def _ports(held: Any, declared: tuple[Port, ...]) -> tuple[Port, ...]:
+    """A model's inputs or outputs, weights apart: the declared ones that it has, and whose row each row continues."""
+    names = {name for port in held for name in port.get_names()}
+    ports = tuple(port for port in declared if port.name in names)
+    return (*ports, Port(BEAM, "int32", ("batch_size",))) if BEAM in names else ports
 
 
 def _caches(ports: tuple[Port, ...]) -> list[Port]:

@@ -1,11 +1,11 @@
-"""OpenVINO models of traced stages: read from the standard ONNX form, weights as parameters until the model is written.
+"""OpenVINO models of traced stages: read from ONNX, weights and tables as parameters until the model is written.
 
 A parameter has a type and a shape but no numbers, so nothing can fold a weight into memory. Written, it becomes a constant
 at a known offset of the `.bin`, whose bytes targets/openvino_weights.py fills.
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,45 +13,51 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from . import onnx_graph, openvino_weights
-from .contract import QuantizedTensor, Recipe, TracedStage, WeightStore
+from . import onnx_graph, openvino_attention, openvino_weights
+from .contract import Float32, QuantizedTensor, Recipe, TracedStage, WeightStore
 from .openvino_weights import Constants
 from .streaming import Layout
 
 
 def graph(stage: TracedStage, recipe: Recipe) -> Any:
-    """The openvino.Model of a traced stage in float32, every weight a parameter of its own name."""
+    """The openvino.Model of a traced stage in float32, every weight and table a parameter of its own name."""
     import onnx_ir as ir
     import openvino
 
-    model = onnx_graph.graph(stage, replace(recipe, attention="standard", compute="float32"))
+    model = onnx_graph.graph(stage, replace(recipe, compute="float32"), openvino_attention.forms())
     for name, value in list(model.graph.initializers.items()):
-        if name in stage.weights:
+        if name in stage.weights or name in stage.constants:
             model.graph.initializers.pop(name)
             model.graph.inputs.append(value)
-    return openvino.Core().read_model(io.BytesIO(ir.to_proto(model).SerializeToString(deterministic=True)))
+    core = openvino.Core()
+    core.add_extension(openvino_attention.extensions())
+    return core.read_model(io.BytesIO(ir.to_proto(model).SerializeToString(deterministic=True)))
 
 
-def place(model: Any, weights: WeightStore, known: Iterable[str]) -> Constants:
-    """Give every weight of a model its form, and its place in the `.bin`."""
+def place(model: Any, weights: WeightStore, known: Iterable[str], tables: Mapping[str, Float32]) -> Constants:
+    """Give every weight of a model its form, and its place in the `.bin`; tables have theirs behind them."""
     constants = Constants(Layout(file_bytes=None))
-    names = set(known)
-    for parameter in model.get_parameters():
-        name = parameter.get_friendly_name()
-        if name in names:
-            _place_weight(model, parameter, weights, constants)
+    parameters = {parameter.get_friendly_name(): parameter for parameter in model.get_parameters()}
+    for name in [name for name in parameters if name in set(known)]:
+        _place_weight(model, parameters[name], weights, constants)
+    for name in [name for name in parameters if name in tables]:
+        openvino_weights.table(constants, parameters[name], tables[name])
     model.validate_nodes_and_infer_types()
     return constants
 
 
 def write(model: Any, constants: Constants, path: Path) -> None:
-    """Write the model's xml at `path`, weights as constants; the model's own constants go behind them in the layout."""
+    """Write the model's xml at `path`, weights as constants; the model's own constants go behind them in the layout.
+
+    Models that share `constants` share one `.bin`.
+    """
     import openvino
 
-    data = path.with_suffix(".bin")
+    data = path.with_suffix(".own")
     openvino.serialize(model, str(path), str(data))
     own = np.fromfile(data, np.uint8)
-    slot = constants.layout.add("constants", np.uint8, own.shape)
+    data.unlink()
+    slot = constants.layout.add(path.stem, np.uint8, own.shape)
     constants.layout.jobs.append((own.nbytes, lambda files: files.write(slot, 0, own)))
     tree = ElementTree.parse(path)
     for layer in tree.getroot().iter("layer"):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import groupwise
-from .contract import QuantizedRows, QuantizedTensor, TensorSource, WeightFormat, WeightStore
+from .contract import Float32, QuantizedRows, QuantizedTensor, TensorSource, WeightFormat, WeightStore
 from .streaming import DataFiles, Layout, Slot, row_blocks
 
 
@@ -36,12 +36,15 @@ class Constants:
         import openvino
         from openvino import opset13 as operators
 
-        node = operators.parameter(list(shape), getattr(openvino.Type, kind), name=name)
-        width = 4 if kind in ("i4", "u4") else 8
+        self.hold(name, kind, shape)
+        return operators.parameter(list(shape), getattr(openvino.Type, kind), name=name)
+
+    def hold(self, name: str, kind: str, shape: tuple[int, ...]) -> Slot:
+        """The place of a constant of this name in the `.bin`."""
         count = int(np.prod(shape, dtype=np.int64))
-        held = (-(-count * width // 8),) if width == 4 else shape
+        held = (-(-count // 2),) if kind in ("i4", "u4") else shape
         self.held[name] = Constant(kind, self.layout.add(name, _STORED[kind], held))
-        return node
+        return self.held[name].slot
 
 
 _STORED = {"f32": np.float32, "f16": np.float16, "i8": np.uint8, "u8": np.uint8, "i4": np.uint8, "u4": np.uint8}
@@ -57,6 +60,12 @@ def floats(constants: Constants, source: TensorSource, form: WeightFormat) -> tu
     _fill_floats(constants, source)
     value = stored if kind == "f32" else operators.convert(stored, openvino.Type.f32, name=f"{source.name}.f32")
     return [stored], value
+
+
+def table(constants: Constants, parameter: Any, values: Float32) -> None:
+    """Make a parameter stand for a table that no checkpoint holds, in float32."""
+    slot = constants.hold(parameter.get_friendly_name(), "f32", values.shape)
+    constants.layout.jobs.append((values.nbytes, lambda files: files.write(slot, 0, values)))
 
 
 def matrix(constants: Constants, tensor: QuantizedTensor) -> tuple[list[Any], Any]:

@@ -100,11 +100,11 @@ def _decoder_weights(reader: gguf.GGUFReader) -> dict[str, np.ndarray]:
 
 
 def openvino_weights(files: list[Path]) -> dict[str, np.ndarray]:
-    """Every weight of the `.xml` files, read by OpenVINO, as float32 in the checkpoint's own shape."""
+    """Every weight of the `.xml` files that have a `.bin`, read by OpenVINO, as float32 in the checkpoint's own shape."""
     weights: dict[str, np.ndarray] = {}
     for path in files:
-        if path.suffix == ".xml":
-            weights |= _model_weights(openvino.Core().read_model(path))
+        if path.with_suffix(".xml") in files and path.suffix == ".bin":
+            weights |= _model_weights(openvino.Core().read_model(path.with_suffix(".xml")))
     return weights
 
 

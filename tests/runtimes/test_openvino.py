@@ -1,14 +1,17 @@
 """What OpenVINO is told and what it refuses, and that its states are its caller's."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from ossicle.compiler.pipeline import build
 from ossicle.runtimes import openvino as runtime
+from ossicle.runtimes import openvino_stateful
 from ossicle.runtimes.base import Engine, Options
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import EngineError, Float32
@@ -34,12 +37,62 @@ def prompt(length: int) -> Float32:
 
 
 def test_a_state_outlives_the_steps_taken_from_another(engine: Engine) -> None:
-    """What the engine gives back is not overwritten by its next run."""
-    logits, state = engine.prefill([prompt(20)])
-    before = [array.copy() for array in state.cache]
+    _, state = engine.prefill([prompt(20)])
     engine.prefill([prompt(33)])
-    assert all(np.array_equal(array, kept) for array, kept in zip(state.cache, before, strict=True))
-    assert np.abs(logits[0] - engine.score(prompt(20))[-1]).max() < 1e-5
+    engine.score(prompt(40))
+    logits, _ = engine.extend(state, prompt(7))
+    whole = np.concatenate([prompt(20), prompt(7)])
+    assert np.abs(logits[0] - engine.score(whole)[-1]).max() < 1e-5
+
+
+def test_rows_that_are_kept_leave_the_others_where_they_were(engine: Engine) -> None:
+    prompts = [prompt(20), prompt(33)]
+    _, state = engine.prefill(prompts)
+    kept = engine.keep(state, [1])
+    token = np.array([7], np.int64)
+    single, _ = engine.step(kept, token)
+    both, _ = engine.step(state, np.repeat(token, 2))
+    for row, one in enumerate(prompts):
+        expected = engine.score(np.concatenate([one, engine.embed(token)]))[-1]
+        assert np.abs(both[row] - expected).max() < 1e-5
+    assert np.abs(single[0] - both[1]).max() < 1e-5
+
+
+def test_a_state_that_is_used_up_is_refused(engine: Engine) -> None:
+    _, state = engine.prefill([prompt(5)])
+    engine.step(state, np.array([1], np.int64))
+    with pytest.raises(EngineError, match="used up"):
+        engine.step(state, np.array([1], np.int64))
+    with pytest.raises(EngineError, match="used up"):
+        engine.keep(state, [0])
+
+
+def test_prompts_longer_than_a_run_are_what_a_single_run_makes_of_them(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [prompt(length) for length in (50, 3, 50, 41)]
+    whole, _ = engine.prefill(prompts)
+    scores = engine.score(prompts[0], 20)
+    monkeypatch.setattr(openvino_stateful, "CHUNK", 16)
+    parts, state = engine.prefill(prompts)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+    np.testing.assert_allclose(engine.score(prompts[0], 20), scores, atol=1e-5)
+    more, _ = engine.extend(engine.keep(state, [3]), prompt(23))
+    np.testing.assert_allclose(more[0], engine.score(np.concatenate([prompts[3], prompt(23)]))[-1], atol=1e-5)
+
+
+def test_thousands_of_answers_take_no_more_requests_and_no_more_memory_than_a_few(engine: Engine) -> None:
+    def answers(count: int) -> int:
+        for _ in range(count):
+            _, state = engine.prefill([prompt(4), prompt(9)])
+            _, state = engine.step(state, np.array([1, 2], np.int64))
+            engine.step(engine.keep(state, [1]), np.array([3], np.int64))
+        gc.collect()
+        return psutil.Process().memory_info().rss
+
+    before = answers(200)
+    assert answers(2000) - before < 16 * 2**20  # a request that stayed would take 70 kB
+    assert len(engine._decoder._free) <= openvino_stateful.FREE
 
 
 def test_the_last_scores_are_those_of_all(engine: Engine) -> None:
@@ -68,11 +121,13 @@ def test_a_stage_that_is_missing_is_named(bundle: Path) -> None:
         runtime.RUNTIME.open(bundle, lacking, Options())
 
 
-def test_a_model_that_does_not_load_is_named(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file_", ["openvino_language_model.xml", "openvino_language_model.bin"])
+def test_a_file_cut_short_is_named(bundle: Path, tmp_path: Path, file_: str) -> None:
     for file in (path for artifact in manifests.read(bundle).artifacts for path in artifact.files):
         (tmp_path / file.path).parent.mkdir(exist_ok=True)
         (tmp_path / file.path).write_bytes((bundle / file.path).read_bytes())
-    (tmp_path / "openvino" / "openvino_language_model.xml").write_text("no model")
+    damaged = tmp_path / "openvino" / file_
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
     with pytest.raises(EngineError, match=r"(?s)refuses '.*language_model\.xml'.*ossicle inspect"):
         runtime.RUNTIME.open(tmp_path, manifests.read(bundle), Options())
 
@@ -94,9 +149,13 @@ def test_a_missing_package_is_said_with_the_command(monkeypatch: pytest.MonkeyPa
         runtime.RUNTIME.open(tmp_path, None, Options())  # type: ignore[arg-type]
 
 
+def recipe(integers: bool, compute: str = "float32") -> dict[str, object]:
+    return {"integer_activations": integers, "compute": compute}
+
+
 @pytest.mark.parametrize(("integers", "group"), [(True, runtime.GROUP), (False, 0)])
 def test_activations_are_integers_only_where_the_recipe_allows_them(integers: bool, group: int) -> None:
-    told = runtime.settings({"integer_activations": integers}, Options(threads=3))
+    told = runtime.settings(recipe(integers), Options(threads=3))
     assert told["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == group
     assert told["INFERENCE_NUM_THREADS"] == 3
     assert told["INFERENCE_PRECISION_HINT"] == "f32"
