@@ -128,8 +128,12 @@ def facts(found: Any) -> None:
         *((name, "unknown" if size is None else decimal(size)) for name, size in sizes.items()),
     ]
     out.print(_table(("machine", ""), rows))
-    engines = [(one.name, one.target, one.version or "-", one.reason or "works here") for one in found.runtimes]
+    engines = [(one.name, one.target, one.version or "-", _state(one)) for one in found.runtimes]
     out.print(_table(("engine", "runs", "version", "state"), engines))
+
+
+def _state(runtime: Any) -> str:
+    return runtime.reason or (f"works here, inexact: {runtime.inexact}" if runtime.inexact else "works here")
 
 
 def target_rows() -> list[dict[str, Any]]:

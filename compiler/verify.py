@@ -58,11 +58,13 @@ def verify(
     *,
     speech: Path | None = None,
     cache: Path | None = None,
+    engine: str | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """How the bundle at a path compares with the checkpoint (adapters merged) that it was built from.
 
-    `speech` lists the recordings, by default those that ossicle ships. `cache` keeps the original's readings.
+    `speech` lists the recordings, by default those that ossicle ships. `cache` keeps the original's readings. `engine` runs the
+    artifacts in place of the one that they were built for.
 
     Raises:
         VerificationError: the checkpoint or its adapters are not the bundle's, or the original does not fit in memory.
@@ -79,7 +81,7 @@ def verify(
         entries = [Kept(clip, path, beside) for (clip, path), beside in zip(kept, rounded, strict=True)]
         targets = tuple(
             judge(target, *_compare(bundle, target, runner, entries, progress), recipe.thresholds)
-            for target, runner in _runners(manifest).items()
+            for target, runner in _runners(manifest, engine).items()
         )
     return Verification(manifest.name, recipe.name, spoken.name, spoken.sha256, recipe.thresholds, targets)
 
@@ -222,9 +224,22 @@ def _size(reading: Reading) -> int:
     return reading.logmel.nbytes + reading.audio.nbytes + logits
 
 
-def _runners(manifest: Manifest) -> dict[str, str]:
-    """Each target of a bundle, and the engine that its artifacts ask for."""
-    return {artifact.target: artifact.requirements["engine"] for artifact in manifest.artifacts}
+def _runners(manifest: Manifest, engine: str | None) -> dict[str, str]:
+    """Each target of a bundle and the engine that its artifacts ask for; of a named engine, and its variants, the one alone.
+
+    Raises:
+        VerificationError: no artifact is for the engine named.
+    """
+    asked = {artifact.target: artifact.requirements["engine"] for artifact in manifest.artifacts}
+    if engine is None:
+        return asked
+    named = {target: engine for target, runner in asked.items() if engine.partition("-")[0] == runner}
+    if not named:
+        raise VerificationError(
+            f"bundle '{manifest.name}' has nothing that engine '{engine}' runs (it has artifacts for: "
+            f"{', '.join(asked.values())}). See what it holds: ossicle inspect BUNDLE"
+        )
+    return named
 
 
 def _folder(cache: Path | None) -> AbstractContextManager[str]:

@@ -74,6 +74,16 @@ class Engine(Protocol):
         """Give the engine's memory back."""
 
 
+@runtime_checkable
+class Listener(Engine, Protocol):
+    """An engine with a front end of its own: it takes recordings, where others take log-mel windows."""
+
+    tokens_per_window: int
+
+    def hear(self, samples: Float32) -> Float32:
+        """Audio embeddings [windows, tokens, hidden] of a recording [samples] at the bundle's rate."""
+
+
 class Runtime(Protocol):
     """One engine as a kind: what it is called, what it runs, whether it works here."""
 
@@ -90,6 +100,13 @@ class Runtime(Protocol):
         Raises:
             EngineError: the engine is missing, or it refused an artifact.
         """
+
+
+@runtime_checkable
+class InexactRuntime(Runtime, Protocol):
+    """A runtime that does not compute what the model does: it runs where it is named, and is never chosen."""
+
+    inexact: str  # what it does otherwise
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from .base import InexactRuntime, Runtime
 from .select import installed, runtimes
 
 # Of these instruction sets engines make use; names as Linux and macOS give them.
@@ -27,12 +28,13 @@ class Processor:
 
 @dataclass(frozen=True)
 class RuntimeFacts:
-    """One runtime here: the version of its package, and why it cannot be used (None: it can)."""
+    """One runtime here: its package's version, why it cannot be used (None: it can), what is inexact in it (None: nothing)."""
 
     name: str
     target: str
     version: str | None
     reason: str | None
+    inexact: str | None
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,13 @@ def doctor() -> DeviceFacts:
         processor=processor(),
         memory=total,
         memory_available=available,
-        runtimes=tuple(
-            RuntimeFacts(runtime.name, runtime.target, installed(runtime.package), runtime.usable())
-            for runtime in runtimes()
-        ),
+        runtimes=tuple(map(_runtime_facts, runtimes())),
     )
+
+
+def _runtime_facts(runtime: Runtime) -> RuntimeFacts:
+    inexact = runtime.inexact if isinstance(runtime, InexactRuntime) else None
+    return RuntimeFacts(runtime.name, runtime.target, installed(runtime.package), runtime.usable(), inexact)
 
 
 def processor() -> Processor:

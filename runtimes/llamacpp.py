@@ -49,16 +49,33 @@ class LlamaCpp:
         return None
 
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
-        if reason := self.usable():
-            raise EngineError(f"engine 'llamacpp' cannot be used: {reason}")
-        path = _decoder_file(folder, manifest)
-        embedding = gguf_file.read(path)
-        process = Process(asdict(_opening(folder, manifest, options, path)))
+        opening = self.opening(folder, manifest, options)
+        embedding = gguf_file.read(Path(opening.path))
+        process = Process(asdict(opening))
         try:
             return LlamaCppEngine(process, embedding, _open_encoder(folder, manifest, options))
         except BaseException:
             process.close()
             raise
+
+    def opening(self, folder: Path, manifest: Manifest, options: Options) -> Opening:
+        """What the child is to open.
+
+        Raises:
+            EngineError: the engine is missing, the bundle has no decoder for it, or an option is not possible here.
+        """
+        if reason := self.usable():
+            raise EngineError(f"engine '{self.name}' cannot be used: {reason}")
+        kept = {adapter.name: adapter.file for adapter in manifest.runtime_adapters if adapter.target == self.target}
+        check_options(self.name, options, kv_caches=tuple(CACHE_TYPES), flash_attention=True, adapters=tuple(kept))
+        files = [(str(folder / kept[name].path), scale) for name, scale in options.adapters.items()]
+        return Opening(
+            path=str(_decoder_file(folder, manifest)),
+            threads=options.threads or physical_cores(),
+            cache=options.kv_cache or "float32",
+            flash_attention=_flash_attention(options),
+            adapters=files,
+        )
 
 
 class LlamaCppEngine:
@@ -189,36 +206,27 @@ class _Numbers:
         self._stale += numbers
 
 
-def _opening(folder: Path, manifest: Manifest, options: Options, path: Path) -> Opening:
-    """What the child is to open.
-
-    Raises:
-        EngineError: an option is not possible here.
-    """
-    kept = {adapter.name: adapter for adapter in manifest.runtime_adapters if adapter.target == "gguf"}
-    check_options("llamacpp", options, kv_caches=tuple(CACHE_TYPES), flash_attention=True, adapters=tuple(kept))
-    cache = options.kv_cache or "float32"
-    integers = cache.startswith("int")
+def _flash_attention(options: Options) -> bool:
+    """Whether to take it: where it is asked for, and where nothing else has integers for values."""
+    integers = options.kv_cache.startswith("int")
     if integers and options.flash_attention is False:
         raise EngineError(
-            f"engine 'llamacpp' keeps kv_cache '{cache}' with flash attention alone (without it: float32, float16). "
+            f"llama.cpp keeps kv_cache '{options.kv_cache}' with flash attention alone (without it: float32, float16). "
             "Leave flash_attention out, or turn it on"
         )
-    flash = integers if options.flash_attention is None else options.flash_attention
-    files = [(str(folder / kept[name].file.path), scale) for name, scale in options.adapters.items()]
-    return Opening(str(path), options.threads or physical_cores(), cache, flash, files)
+    return integers if options.flash_attention is None else options.flash_attention
 
 
 def _decoder_file(folder: Path, manifest: Manifest) -> Path:
     artifacts = [a for a in manifest.artifacts if (a.target, a.stage) == ("gguf", "decoder")]
     files = [file.path for artifact in artifacts for file in artifact.files]
-    if len(files) != 1:
+    if not files:
         held = ", ".join(f"{a.stage} for {a.target}" for a in manifest.artifacts) or "nothing"
         raise EngineError(
-            f"engine 'llamacpp' needs one file of 'decoder' for target gguf, and bundle '{folder}' has {len(files)} "
+            f"engine 'llamacpp' needs 'decoder' for target gguf, and bundle '{folder}' has none "
             f"(it has: {held}). Build it with: ossicle build CHECKPOINT --target onnx,gguf"
         )
-    return folder / files[0]
+    return folder / files[0]  # llama.cpp finds the others of a split model beside its first
 
 
 def _open_encoder(folder: Path, manifest: Manifest, options: Options) -> Encoder | None:

@@ -7,6 +7,7 @@ process, so this is only imported in runtimes/llamacpp_worker.py.
 
 import ctypes
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ _POINTER = ctypes.c_void_p
 _INT, _UINT, _FLOAT, _BOOL, _SIZE = ctypes.c_int32, ctypes.c_uint32, ctypes.c_float, ctypes.c_bool, ctypes.c_size_t
 
 
-def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+def fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+    """Fields of a structure that are all of one kind."""
     return [(name, kind) for name in names.split()]
 
 
@@ -35,10 +37,10 @@ class ModelParams(ctypes.Structure):
     """llama_model_params."""
 
     _fields_ = [
-        *_fields(_POINTER, "devices tensor_buft_overrides"),
-        *_fields(_INT, "n_gpu_layers split_mode load_mode lazy_mode main_gpu"),
-        *_fields(_POINTER, "tensor_split progress_callback progress_user_data kv_overrides"),
-        *_fields(_BOOL, "vocab_only check_tensors use_extra_bufts no_host no_alloc load_mtp"),
+        *fields(_POINTER, "devices tensor_buft_overrides"),
+        *fields(_INT, "n_gpu_layers split_mode load_mode lazy_mode main_gpu"),
+        *fields(_POINTER, "tensor_split progress_callback progress_user_data kv_overrides"),
+        *fields(_BOOL, "vocab_only check_tensors use_extra_bufts no_host no_alloc load_mtp"),
     ]
 
 
@@ -46,18 +48,18 @@ class ContextParams(ctypes.Structure):
     """llama_context_params; `unnamed` is in the library and not in the header of its month."""
 
     _fields_ = [
-        *_fields(_UINT, "n_ctx n_batch n_ubatch n_seq_max n_rs_seq n_outputs_max n_outputs_max_per_seq"),
-        *_fields(_INT, "n_threads n_threads_batch"),
-        *_fields(_INT, "ctx_type rope_scaling_type pooling_type attention_type flash_attn_type"),
-        *_fields(
+        *fields(_UINT, "n_ctx n_batch n_ubatch n_seq_max n_rs_seq n_outputs_max n_outputs_max_per_seq"),
+        *fields(_INT, "n_threads n_threads_batch"),
+        *fields(_INT, "ctx_type rope_scaling_type pooling_type attention_type flash_attn_type"),
+        *fields(
             _FLOAT, "rope_freq_base rope_freq_scale yarn_ext_factor yarn_attn_factor yarn_beta_fast yarn_beta_slow"
         ),
         ("yarn_orig_ctx", _UINT),
         ("defrag_thold", _FLOAT),
-        *_fields(_POINTER, "cb_eval cb_eval_user_data"),
-        *_fields(_INT, "type_k type_v"),
-        *_fields(_POINTER, "abort_callback abort_callback_data unnamed"),
-        *_fields(_BOOL, "embeddings offload_kqv no_perf op_offload swa_full kv_unified"),
+        *fields(_POINTER, "cb_eval cb_eval_user_data"),
+        *fields(_INT, "type_k type_v"),
+        *fields(_POINTER, "abort_callback abort_callback_data unnamed"),
+        *fields(_BOOL, "embeddings offload_kqv no_perf op_offload swa_full kv_unified"),
         ("samplers", _POINTER),
         ("n_samplers", _SIZE),
         ("ctx_other", _POINTER),
@@ -67,14 +69,14 @@ class ContextParams(ctypes.Structure):
 class Batch(ctypes.Structure):
     """llama_batch."""
 
-    _fields_ = [("n_tokens", _INT), *_fields(_POINTER, "token embd pos n_seq_id seq_id logits")]
+    _fields_ = [("n_tokens", _INT), *fields(_POINTER, "token embd pos n_seq_id seq_id logits")]
 
 
-_Log = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, _POINTER)
+Log = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, _POINTER)
 
 _FUNCTIONS: Mapping[str, tuple[Any, ...]] = {  # name -> result, arguments
     "llama_backend_init": (None,),
-    "llama_log_set": (None, _Log, _POINTER),
+    "llama_log_set": (None, Log, _POINTER),
     "llama_model_default_params": (ModelParams,),
     "llama_context_default_params": (ContextParams,),
     "llama_model_load_from_file": (_POINTER, ctypes.c_char_p, ModelParams),
@@ -127,19 +129,35 @@ class Api:
     """The functions of the library, checked and ready. Errors it logs are kept for whoever reports a failure."""
 
     def __init__(self) -> None:
+        self._functions: dict[str, Any] = {}
         try:
-            self._functions = _bind(ctypes.CDLL(str(library())))
-        except (OSError, AttributeError) as reason:
+            self._library = ctypes.CDLL(str(library()))
+        except OSError as reason:
             raise EngineError(f"package xllamacpp is not as it has to be: {reason}") from reason
+        self.bind(_FUNCTIONS)
         check_defaults("llama_model_params", self.llama_model_default_params(), MODEL_DEFAULTS)
         check_defaults("llama_context_params", self.llama_context_default_params(), CONTEXT_DEFAULTS)
         self.errors: list[str] = []
-        self._log = _Log(self._keep)  # must live as long as the library may call it
-        self.llama_log_set(self._log, None)
+        self.log = Log(self._keep)  # must live as long as the library may call it
+        self.llama_log_set(self.log, None)
         self.llama_backend_init()
 
     def __getattr__(self, name: str) -> Any:
         return self._functions[name]
+
+    def bind(self, functions: Mapping[str, tuple[Any, ...]]) -> None:
+        """Make functions of the library callable: name -> result, arguments.
+
+        Raises:
+            EngineError: the library has no function of this name.
+        """
+        for name, (result, *arguments) in functions.items():
+            try:
+                function = getattr(self._library, name)
+            except AttributeError as reason:
+                raise EngineError(f"package xllamacpp is not as it has to be: {reason}") from reason
+            function.restype, function.argtypes = result, arguments
+            self._functions[name] = function
 
     def fault(self, what: str) -> EngineError:
         """An error that says what failed and what the library logged of it."""
@@ -148,18 +166,24 @@ class Api:
 
     def _keep(self, level: int, text: bytes, _: Any) -> None:
         if level == _ERROR:
-            self.errors = [*self.errors[-3:], text.decode(errors="replace").strip()]
+            said = text.decode(errors="replace").strip()
+            self.errors = [*self.errors[-3:], said]
+            print(said, file=sys.stderr, flush=True)  # kept by whoever started this process, should it die of it
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a model is opened with: its file, threads, what keys and values are kept in, and adapters as (file, scale)."""
+    """What a model is opened with: its file, threads, what keys and values are kept in, adapters as (file, scale).
+
+    `mmproj` is the file of llama.cpp's own audio path, where that is taken.
+    """
 
     path: str
     threads: int
     cache: str = "float32"
     flash_attention: bool = False
     adapters: Sequence[tuple[str, float]] = ()
+    mmproj: str = ""
 
 
 class Context:
@@ -169,12 +193,12 @@ class Context:
         self._api, self._opening = api, opening
         params = api.llama_model_default_params()
         params.n_gpu_layers = 0
-        self._model = api.llama_model_load_from_file(opening.path.encode(), params)
-        if not self._model:
+        self.model = api.llama_model_load_from_file(opening.path.encode(), params)
+        if not self.model:
             raise api.fault(f"'{opening.path}' cannot be loaded")
         self._adapters = [self._adapter(path) for path, _ in opening.adapters]
-        self.hidden = int(api.llama_model_n_embd(self._model))
-        self.vocabulary = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model)))
+        self.hidden = int(api.llama_model_n_embd(self.model))
+        self.vocabulary = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model)))
         self._room, self._live = room, set[int]()
         self._context = self._made(room)
 
@@ -250,14 +274,14 @@ class Context:
         params.n_threads = params.n_threads_batch = self._opening.threads
         params.type_k = params.type_v = CACHE_TYPES[self._opening.cache]
         params.flash_attn_type, params.kv_unified = int(self._opening.flash_attention), True
-        context = self._api.llama_init_from_model(self._model, params)
+        context = self._api.llama_init_from_model(self.model, params)
         if not context:
             raise self._api.fault(f"a cache of {room} tokens in {self._opening.cache} cannot be made")
         self._adapt(context)
         return context
 
     def _adapter(self, path: str) -> Any:
-        adapter = self._api.llama_adapter_lora_init(self._model, path.encode())
+        adapter = self._api.llama_adapter_lora_init(self.model, path.encode())
         if not adapter:
             raise self._api.fault(f"adapter '{path}' cannot be loaded")
         return adapter
@@ -289,15 +313,6 @@ def _spread(part: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int32], 
     kept = np.zeros(count, np.int8)
     kept[count - keep :] = 1
     return np.full(count, sequence, np.int32), np.arange(start, start + count, dtype=np.int32), kept
-
-
-def _bind(shared: ctypes.CDLL) -> dict[str, Any]:
-    functions: dict[str, Any] = {}
-    for name, (result, *arguments) in _FUNCTIONS.items():
-        function = getattr(shared, name)
-        function.restype, function.argtypes = result, arguments
-        functions[name] = function
-    return functions
 
 
 def _loadable(path: Path) -> bool:

@@ -16,6 +16,9 @@ from . import llamacpp_wire
 _PATIENCE = 10.0  # seconds that it has for ending by itself
 _TAIL = 400  # characters of what it printed last that an error tells
 
+# Nothing that lies in the working folder is imported, and no debugger is called up where the library aborts.
+_ENVIRONMENT = {"PYTHONSAFEPATH": "1", "GGML_NO_BACKTRACE": "1"}
+
 
 class Process:
     """A child that has opened a model, started anew by the next call where it has died."""
@@ -49,7 +52,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._printed,
-            env=os.environ | {"PYTHONSAFEPATH": "1"},  # nothing that lies in the working folder is imported
+            env=os.environ | _ENVIRONMENT,
         )
         self.lives += 1
         try:

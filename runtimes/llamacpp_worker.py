@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..targets.contract import EngineError
 from .llamacpp_api import Api, Context, Opening
+from .llamacpp_audio import Ear
 from .llamacpp_wire import receive, send
 
 Answer = tuple[dict[str, Any], list[NDArray[Any]]]  # what is said, and arrays beside it
@@ -26,11 +27,23 @@ class Worker:
 
     def __init__(self) -> None:
         self._context: Context | None = None
+        self._ear: Ear | None = None
 
     def open(self, opening: dict[str, Any]) -> Answer:
-        """Load a model."""
-        self._context = Context(Api(), Opening(**opening), ROOM)
-        return {"hidden": self._context.hidden, "vocabulary": self._context.vocabulary}, []
+        """Load a model, and its own audio path where one is named."""
+        api, wanted = Api(), Opening(**opening)
+        self._context = Context(api, wanted, ROOM)
+        said = {"hidden": self._context.hidden, "vocabulary": self._context.vocabulary}
+        if wanted.mmproj:
+            self._ear = Ear(api, self._context, wanted.mmproj, wanted.threads)
+            said["audio_tokens"] = self._ear.tokens
+        return said, []
+
+    def hear(self, samples: NDArray[Any]) -> Answer:
+        """What stands for a recording in a prompt, by llama.cpp's own audio path."""
+        if self._ear is None:
+            raise EngineError("no audio path is open")
+        return {}, [self._ear.hear(samples)]
 
     def decode(self, parts: Sequence[Sequence[int]], free: Sequence[int], values: NDArray[Any]) -> Answer:
         """Logits of tokens added to sequences, after those in `free` are forgotten."""
@@ -55,7 +68,9 @@ class Worker:
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Answer requests until there are no more."""
     worker = Worker()
-    actions: dict[str, Callable[..., Answer]] = {"open": worker.open, "decode": worker.decode, "copy": worker.copy}
+    actions: dict[str, Callable[..., Answer]] = {
+        action.__name__: action for action in (worker.open, worker.decode, worker.copy, worker.hear)
+    }
     while True:
         try:
             message, arrays = receive(requests)

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Any
 
 from ..targets.contract import PromptError
-from ..targets.manifest import AudioFormat, TextFormat
+from ..targets.manifest import TextFormat
 from .tokens import Tokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -68,10 +68,10 @@ class Prompts:
         PromptError: a template holds a special token that the tokenizer lacks.
     """
 
-    def __init__(self, tokenizer: Tokenizer, text: TextFormat, audio: AudioFormat, context: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, text: TextFormat, tokens_per_window: int, context: int) -> None:
         self._tokenizer = tokenizer
         self._text = text
-        self._tokens_per_window = audio.tokens_per_window
+        self._tokens_per_window = tokens_per_window
         self._context = context
         self._special = re.compile("|".join(re.escape(name) for name in sorted(tokenizer.specials, key=len)[::-1]))
 

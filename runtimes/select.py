@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ..targets.contract import EngineError
 from ..targets.manifest import Manifest
-from .base import Runtime
+from .base import InexactRuntime, Runtime
 
 # Modules beside this one that hold a RUNTIME, best first.
-NAMES = ("onnxruntime", "openvino", "llamacpp")
+NAMES = ("onnxruntime", "openvino", "llamacpp", "llamacpp_mtmd")
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,14 @@ def choices(manifest: Manifest, candidates: Sequence[Runtime]) -> tuple[Choice, 
 
 
 def select(manifest: Manifest, engine: str = "auto", candidates: Sequence[Runtime] | None = None) -> Runtime:
-    """The runtime of this name, or with "auto" the first that can run the bundle here.
+    """The runtime of this name, or with "auto" the first exact one that can run the bundle here.
 
     Raises:
         EngineError: there is none; every refusal with its reason.
     """
     candidates = runtimes() if candidates is None else candidates
-    named = [runtime for runtime in candidates if engine in ("auto", runtime.name)]
+    exact = [runtime for runtime in candidates if not isinstance(runtime, InexactRuntime)]
+    named = exact if engine == "auto" else [runtime for runtime in candidates if runtime.name == engine]
     if not named:
         possible = ", ".join(["auto", *(runtime.name for runtime in candidates)])
         raise EngineError(f"engine '{engine}' is unknown (it can be: {possible}). See them with: ossicle doctor")
@@ -63,6 +64,8 @@ def _refusal(manifest: Manifest, runtime: Runtime) -> str | None:
     targets = sorted({artifact.target for artifact in manifest.artifacts})
     if runtime.target not in targets:
         return f"the bundle has no artifacts for target {runtime.target} (it has: {', '.join(targets) or 'none'})"
+    if not any((artifact.target, artifact.stage) == (runtime.target, "decoder") for artifact in manifest.artifacts):
+        return f"the bundle's artifacts for target {runtime.target} are an audio encoder alone, which serves another engine"
     return runtime.usable() or _too_old(manifest, runtime)
 
 

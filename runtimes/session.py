@@ -20,7 +20,7 @@ from ..targets import manifest as manifests
 from ..targets.contract import BundleError, EngineError, Float32, PromptError
 from ..targets.manifest import Manifest
 from .audio import AudioSource, load_audio
-from .base import Engine, Options, Runtime
+from .base import Engine, Listener, Options, Runtime
 from .generate import Decoding, Finish, Row, Settings, decoding, grow, start_row
 from .prompt import Clip, Prompts, clips, read_messages
 from .select import select
@@ -140,7 +140,8 @@ class Session:
         self._open_engine: Engine | None = engine
         self._heard: OrderedDict[bytes, Float32] = OrderedDict()
         self._context = min(manifest.text.context, int(manifest.recipe.get("context", manifest.text.context)))
-        self._prompts = Prompts(tokenizer, manifest.text, manifest.audio, self._context)
+        tokens = engine.tokens_per_window if isinstance(engine, Listener) else manifest.audio.tokens_per_window
+        self._prompts = Prompts(tokenizer, manifest.text, tokens, self._context)
 
     @property
     def engine(self) -> str:
@@ -282,6 +283,9 @@ class Session:
         return self._prepare(self._prompts.chat(turns, self._count(heard)), heard, started)
 
     def _count(self, heard: Sequence[Float32]) -> list[int]:
+        """Windows of each recording; an engine that listens itself says how many it makes of one."""
+        if isinstance(self._engine, Listener):
+            return [len(self._encode(clip)) for clip in heard]
         samples = self.manifest.audio.hop * self.manifest.audio.window_frames
         return [-(-len(clip) // samples) for clip in heard]
 
@@ -299,11 +303,16 @@ class Session:
         """Audio embeddings; kept for a while, since a conversation hands its recordings over at every turn."""
         key = blake2b(np.ascontiguousarray(samples).data, digest_size=16).digest()
         if key not in self._heard:
-            self._heard[key] = self._engine.encode(self._windows(samples))
+            self._heard[key] = self._embedded(samples)
         self._heard.move_to_end(key)
         while len(self._heard) > 1 and sum(map(len, self._heard.values())) > REMEMBERED:
             self._heard.popitem(last=False)
         return self._heard[key]
+
+    def _embedded(self, samples: Float32) -> Float32:
+        if isinstance(self._engine, Listener):
+            return self._engine.hear(samples)
+        return self._engine.encode(self._windows(samples))
 
     def _row(self, prepared: Prepared, how: Decoding, number: int) -> Row:
         text = self.manifest.text

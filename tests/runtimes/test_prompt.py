@@ -23,7 +23,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Tokenizer) -> Prompts:
-    return Prompts(tokenizer, TEXT, AUDIO, context=4096)
+    return Prompts(tokenizer, TEXT, AUDIO.tokens_per_window, context=4096)
 
 
 @pytest.fixture(scope="module")
