@@ -16,6 +16,8 @@ from ..targets.contract import CheckpointError, Float32, TensorSource
 from ..targets.manifest import AdapterSource, Source, file_entry
 from .families import Family, Layout, family, mistral_family
 from .hub import fetch
+from .imatrix import Imatrix
+from .imatrix import read as read_imatrix
 from .lora import Adapter, AdapterSpec, merge, open_adapter
 from .safetensors import StoredTensor, read_shards
 
@@ -45,10 +47,16 @@ class Checkpoint:
     generation_config: Mapping[str, Any] = field(repr=False)
     tied: bool
     merged: tuple[Adapter, ...] = ()
+    imatrix: Imatrix | None = None
 
     @property
     def folder(self) -> Path:
         return self.location
+
+    @property
+    def importances(self) -> Mapping[str, Float32]:
+        """The mean square of what each column of a matrix is multiplied with, where it was measured."""
+        return self.imatrix.importances if self.imatrix else {}
 
     @cached_property
     def source(self) -> Source:
@@ -64,14 +72,18 @@ class Checkpoint:
         )
 
 
-def open_checkpoint(location: str | Path, *, adapters: Sequence[AdapterSpec] = ()) -> Checkpoint:
+def open_checkpoint(
+    location: str | Path, *, adapters: Sequence[AdapterSpec] = (), imatrix: Path | None = None
+) -> Checkpoint:
     """The checkpoint in a folder, or on the hub as `org/name[@revision]`, with `adapters` merged as its rows are read.
 
-    Only headers and configurations are read here. A checkpoint that holds both layouts is read in Hugging Face's.
+    `imatrix` is a file of what was measured of its activations. Only headers and configurations are read here. A checkpoint
+    that holds both layouts is read in Hugging Face's.
 
     Raises:
         CheckpointError: it cannot be read, or is not what its family needs; every gap is named.
         AdapterError: the same of an adapter.
+        BuildError: the imatrix is none, or not of this model.
     """
     folder, name = fetch(location, _wanted)
     layout = _layout(folder)
@@ -93,6 +105,7 @@ def open_checkpoint(location: str | Path, *, adapters: Sequence[AdapterSpec] = (
         generation_config=_json(generation) if generation.is_file() else {},
         tied=tied and not any({model.EMBEDDING, model.LM_HEAD} & one.targets for one in opened),
         merged=opened,
+        imatrix=read_imatrix(imatrix, tensors, model) if imatrix else None,
     )
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,6 +44,10 @@ Scales = Annotated[
     typer.Option("--adapter", metavar="NAME[:SCALE]", help="An adapter that the bundle keeps; may be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+Measured = Annotated[
+    Path | None,
+    typer.Option("--imatrix", metavar="FILE", help="llama.cpp's importance matrix, for the recipes of GGUF's blocks."),
+]
 Speech = Annotated[
     Path | None,
     typer.Option(
@@ -125,6 +130,13 @@ def build(
     ] = None,
     target: Annotated[str, typer.Option("--target", help="What to build for, separated by commas.")] = "onnx",
     quant: Annotated[str, typer.Option("--quant", help="The recipe: fp32, fp16, int8, int4, ...")] = "int4",
+    imatrix: Measured = None,
+    split_size: Annotated[
+        str | None,
+        typer.Option(
+            "--split-size", metavar="SIZE", help="The most that one GGUF file may hold, such as 2GB or 500MB."
+        ),
+    ] = None,
     speech: Speech = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare with the original.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
@@ -145,6 +157,8 @@ def build(
             recipe=quant,
             adapters=[parse_adapter(text) for text in adapter or ()],
             runtime_adapters=[parse_runtime_adapter(text) for text in runtime_adapter or ()],
+            imatrix=imatrix,
+            split_bytes=_bytes(split_size) if split_size else None,
             speech=speech,
             verify=not no_verify,
             force=force,
@@ -164,6 +178,7 @@ def verify(
     bundle: Bundle,
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="CHECKPOINT", help="What it was built from.")],
     adapter: Adapters = None,
+    imatrix: Measured = None,
     speech: Speech = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="DIR", help="Where the reports go. By default into the bundle.")
@@ -188,7 +203,8 @@ def verify(
     from .verify import verify as compare
 
     with Bars() as bars:
-        original = open_checkpoint(checkpoint, adapters=[parse_adapter(text) for text in adapter or ()])
+        merged = [parse_adapter(text) for text in adapter or ()]
+        original = open_checkpoint(checkpoint, adapters=merged, imatrix=imatrix)
         verification = compare(bundle, original, speech=speech, cache=cache, engine=engine, progress=bars)
     if engine is None:
         mark(bundle, verification)
@@ -365,6 +381,16 @@ def needs_build_extra(what: str) -> None:
     missing = [name for name in _BUILD if find_spec(name) is None]
     if missing:
         raise BuildError(f"{what} needs {', '.join(missing)}. Install them with: pip install 'ossicle[build,onnx]'")
+
+
+def _bytes(text: str) -> int:
+    """The size that a text such as "2GB" or "500MB" names, in powers of ten."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|MB)", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise BuildError(
+            f"'{text}' is no size of a file (it can be, for example: 2GB, 500MB). Give another --split-size"
+        )
+    return int(float(found[1]) * {"GB": 1e9, "MB": 1e6}[found[2].upper()])
 
 
 def print_json(document: Any) -> None:

@@ -75,6 +75,8 @@ def bundle(manifest: Manifest) -> None:
     out.print(f"adapters: {escape(adapters)}")
     if kept := [f"{adapter.name} ({adapter.target})" for adapter in manifest.runtime_adapters]:
         out.print(f"adapters at run time: {escape(', '.join(kept))}")
+    for target in _encoders_alone(manifest):
+        out.print(f"{target}: the audio encoder alone, for an engine that takes audio from it")
     head = ("target", "stage", "precision", "files", "size", "memory")
     out.print(_table(head, map(_artifact_row, manifest.artifacts)))
     if manifest.verification:
@@ -195,6 +197,11 @@ def _figure_row(name: str, value: float | None, check: Any) -> tuple[str, ...]:
 
 def _targets(manifest: Manifest) -> list[str]:
     return list(dict.fromkeys(artifact.target for artifact in manifest.artifacts))
+
+
+def _encoders_alone(manifest: Manifest) -> list[str]:
+    whole = {artifact.target for artifact in manifest.artifacts if artifact.stage == "decoder"}
+    return [target for target in _targets(manifest) if target not in whole]
 
 
 def _size(manifest: Manifest) -> int:

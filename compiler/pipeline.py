@@ -10,13 +10,15 @@ from typing import Any
 from .. import __version__
 from ..targets import manifest as manifests
 from ..targets import registry
-from ..targets.contract import Artifact, Progress, Recipe, TracedStage
+from ..targets.contract import Artifact, Progress, Recipe, RecipeError, TracedStage
 from ..targets.hub_folder import write_configs
 from ..targets.manifest import Manifest, RuntimeAdapter
+from ..targets.recipes import RECIPES
 from ..targets.recipes import recipe as named_recipe
 from . import report
 from . import runtime_adapters as beside
 from . import verify as verification
+from .assignment import assign
 from .checkpoint import Checkpoint, open_checkpoint
 from .families import family
 from .figures import Verification
@@ -57,6 +59,8 @@ def build(
     recipe: str | Recipe = "int4",
     adapters: Sequence[AdapterSpec] = (),
     runtime_adapters: Sequence[RuntimeAdapterSpec] = (),
+    imatrix: Path | None = None,
+    split_bytes: int | None = None,
     speech: Path | None = None,
     verify: bool = True,
     cache: Path | None = None,
@@ -66,6 +70,7 @@ def build(
     """Compile a checkpoint (a folder or a hub id, `adapters` merged) into a bundle at `out`.
 
     `runtime_adapters` are kept beside the artifacts, for an engine to add as it runs; verification is without them.
+    `imatrix` weighs the rounding of GGUF's blocks. `split_bytes` is the most that one file of a GGUF decoder may hold.
 
     The bundle is made in a folder beside `out` and moved there at the end. A build that was killed is resumed by the same
     call, stage by stage; one that fails leaves nothing. A bundle that fails verification is written and marked. `speech` lists
@@ -76,16 +81,16 @@ def build(
     """
     started, progress = time.perf_counter(), progress or Silent()
     chosen = named_recipe(recipe) if isinstance(recipe, str) else recipe
-    formats = [registry.target(name) for name in targets]
-    for format_ in formats:
-        format_.check(chosen)
-    opened = open_checkpoint(checkpoint, adapters=adapters)
+    assigned = assign(targets, chosen)
+    _check_options(chosen, targets, imatrix, split_bytes)
+    opened = open_checkpoint(checkpoint, adapters=adapters, imatrix=imatrix)
     kept = beside.open_all(runtime_adapters, opened, targets)
     if verify:
         verification.check_possible(opened, speech)
-    with Staging.open(Path(out), _inputs(opened, chosen, targets, kept), force=force) as staging:
+    inputs = _inputs(opened, chosen, assigned, kept) | {"split_bytes": split_bytes}
+    with Staging.open(Path(out), inputs, force=force) as staging:
         write_shared(opened, (), staging.folder)  # some formats hold the tokenizer and the configuration themselves
-        artifacts = lower(opened, chosen, targets, staging, progress)
+        artifacts = lower(opened, chosen, assigned, staging, progress, split_bytes)
         write_shared(opened, artifacts, staging.folder)
         manifest = describe(opened, chosen, artifacts, staging.folder, beside.lower(kept, targets, staging.folder))
         manifests.write(staging.folder, manifest)
@@ -95,20 +100,25 @@ def build(
 
 
 def lower(
-    checkpoint: Checkpoint, recipe: Recipe, targets: Sequence[str], staging: Staging, progress: Progress
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    assigned: Mapping[str, Sequence[str]],
+    staging: Staging,
+    progress: Progress,
+    split_bytes: int | None = None,
 ) -> tuple[Artifact, ...]:
-    """Every stage in every target's format, those of an earlier attempt taken over."""
+    """Every stage that a target is built for, in its format; those of an earlier attempt taken over."""
     model = family(checkpoint.family)
-    weights = Weights(checkpoint.tensors, recipe, model, checkpoint.tied)
+    weights = Weights(checkpoint.tensors, recipe, model, checkpoint.tied, checkpoint.importances)
     stages: tuple[TracedStage, ...] = ()
     artifacts: list[Artifact] = []
-    for name in targets:
-        for stage_name in model.STAGES:
+    for name, stage_names in assigned.items():
+        for stage_name in stage_names:
             artifact = staging.finished(name, stage_name)
             if artifact is None:
                 stages = stages or trace(checkpoint.family, checkpoint.config, recipe.context).stages
                 stage = next(stage for stage in stages if stage.name == stage_name)
-                artifact = registry.target(name).lower(stage, recipe, weights, staging.folder, progress)
+                artifact = registry.target(name, split_bytes).lower(stage, recipe, weights, staging.folder, progress)
                 staging.finish(artifact)
             artifacts.append(artifact)
     return tuple(artifacts)
@@ -145,6 +155,7 @@ def describe(
         files=tuple(manifests.file_entry(folder, path) for path in shared if path.name not in _NOT_SHARED),
         tools=_tools(),
         runtime_adapters=tuple(runtime_adapters),
+        imatrix=checkpoint.imatrix.file if checkpoint.imatrix else None,
     )
 
 
@@ -158,16 +169,30 @@ def check(
     return verified
 
 
+def _check_options(recipe: Recipe, targets: Sequence[str], imatrix: Path | None, split_bytes: int | None) -> None:
+    """Refuse what would have no effect."""
+    if imatrix and not _has_blocks(recipe):
+        using = ", ".join(name for name, one in RECIPES.items() if _has_blocks(one))
+        raise RecipeError(f"recipe '{recipe.name}' has no use for an imatrix (these have: {using})")
+    if split_bytes and not registry.splits(targets):
+        raise RecipeError(f"--split-size is for target gguf, and the targets are {', '.join(targets)}")
+
+
+def _has_blocks(recipe: Recipe) -> bool:
+    return any(form.is_block for _, form in recipe.formats())
+
+
 def _inputs(
-    checkpoint: Checkpoint, recipe: Recipe, targets: Sequence[str], kept: Sequence[beside.Kept]
-) -> Mapping[str, Any]:
+    checkpoint: Checkpoint, recipe: Recipe, assigned: Mapping[str, Sequence[str]], kept: Sequence[beside.Kept]
+) -> dict[str, Any]:
     """Everything that decides a bundle's bytes."""
     return {
         "source": asdict(checkpoint.source),
         "adapters": [asdict(adapter) for adapter in checkpoint.adapters],
         "runtime_adapters": [[one.name, *map(asdict, one.source)] for one in kept],
         "recipe": asdict(recipe),
-        "targets": list(targets),
+        "imatrix": asdict(checkpoint.imatrix.file) if checkpoint.imatrix else None,
+        "targets": {name: list(stages) for name, stages in assigned.items()},
         "tools": _tools(),
     }
 

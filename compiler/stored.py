@@ -58,7 +58,7 @@ class Rounded:
         form = self.weights.format(self.name)
         if form.is_float:
             return _narrowed(self.weights.source(self.name).rows(start, stop), form)
-        if form.kind:
+        if form.is_block:
             return self._blocks(start, stop, form.kind)
         return np.concatenate(list(self._integers(start, stop)))
 
@@ -97,7 +97,7 @@ def rounds(recipe: Recipe) -> bool:
 
 def rounded(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     """The checkpoint with every tensor as the recipe stores it."""
-    weights = Weights(checkpoint.tensors, recipe, family(checkpoint.family), checkpoint.tied)
+    weights = Weights(checkpoint.tensors, recipe, family(checkpoint.family), checkpoint.tied, checkpoint.importances)
     tensors: dict[str, TensorSource] = {
         name: source if weights.format(name).bits == 32 else Rounded(name, weights)
         for name, source in checkpoint.tensors.items()
@@ -114,11 +114,12 @@ def keep(
         VerificationError: the original does not fit in this machine's memory.
     """
     original = reference.Original(rounded(checkpoint, recipe))
+    weighed = f".{checkpoint.imatrix.file.sha256[:12]}" if checkpoint.imatrix else ""
     if progress:
         progress.start(f"original in {recipe.name}", len(kept), "clips")
     paths = []
     for clip, path in kept:
-        paths.append(path.with_suffix(f".{recipe.name}.npz"))
+        paths.append(path.with_suffix(f".{recipe.name}{weighed}.npz"))
         if not paths[-1].is_file():
             audio, logits = original.score(reference.read(path, clip))
             reference.write_archive(paths[-1], {"audio": audio, "logits": logits})

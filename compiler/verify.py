@@ -35,6 +35,7 @@ from .figures import (
     judge,
     relative,
 )
+from .imatrix import Imatrix
 from .reference import Reading, Reply
 from .speech import Clip
 from .stored import StoredReading
@@ -105,11 +106,12 @@ def check_source(manifest: Manifest, checkpoint: Checkpoint) -> None:
     """
     faults = _differences(manifest.source.files, checkpoint.source.files)
     faults += _adapter_differences(manifest.adapters, checkpoint.adapters)
+    faults += _imatrix_differences(manifest.imatrix, checkpoint.imatrix)
     if faults:
         raise VerificationError(
             f"bundle '{manifest.name}' was not built from this checkpoint: {'; '.join(faults)}. "
             "Give the checkpoint and the adapters it was built from: "
-            "ossicle verify BUNDLE --checkpoint CHECKPOINT [--adapter PATH:WEIGHT]"
+            "ossicle verify BUNDLE --checkpoint CHECKPOINT [--adapter PATH:WEIGHT] [--imatrix FILE]"
         )
 
 
@@ -299,6 +301,14 @@ def _adapter_differences(built: Sequence[AdapterSource], given: Sequence[Adapter
         if before.weight != after.weight:
             faults.append(f"adapter '{before.name}' was merged with weight {before.weight:g}, not {after.weight:g}")
     return faults
+
+
+def _imatrix_differences(built: BundleFile | None, given: Imatrix | None) -> list[str]:
+    if built is None:
+        return [f"imatrix {given.file.path} was not there"] if given else []
+    if given is None:
+        return [f"imatrix {built.path} is missing"]
+    return [] if built.sha256 == given.file.sha256 else [f"imatrix {built.path} has another sha256"]
 
 
 def _array(answer: Answer) -> Float32:

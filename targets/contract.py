@@ -112,6 +112,11 @@ class WeightFormat:
         return self.bits >= 16
 
     @property
+    def is_block(self) -> bool:
+        """Whether it is one of GGUF's own block formats."""
+        return bool(self.kind) and not self.is_float
+
+    @property
     def name(self) -> str:
         if self.kind:
             return self.kind

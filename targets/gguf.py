@@ -261,7 +261,7 @@ def _packed_rows(stored: Stored, weights: WeightStore) -> Iterator[tuple[int, UI
     if form.is_float:
         yield from _packed(stored, weights.source(name), partial(gguf_blocks.pack_floats, kind=kind))
         return
-    if form.kind:
+    if form.is_block:
         pack = partial(kquants.quantize, name=form.kind, importance=weights.importance(name))
         yield from _packed(stored, weights.source(name), pack)
         return

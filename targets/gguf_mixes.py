@@ -30,7 +30,7 @@ _VALUE, _DOWN, _OUTPUT = "*.self_attn.v_proj.weight", "*.mlp.down_proj.weight", 
 
 def fitting(form: WeightFormat, columns: int) -> WeightFormat:
     """The format for rows of so many columns: itself, or what llama.cpp falls back to where they are no whole blocks."""
-    if not form.kind or form.is_float or columns % form.group == 0:
+    if not form.is_block or columns % form.group == 0:
         return form
     narrow = _NARROW.get(form, _FLOAT16)
     return _FLOAT16 if narrow.is_float or columns % narrow.group else narrow

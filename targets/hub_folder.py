@@ -86,8 +86,8 @@ def write_configs(
 
 def _loading(artifacts: list[Artifact], config: Mapping[str, Any]) -> dict[str, Any]:
     """The "transformers.js_config": precision and number of data files of each model file, by stem."""
-    if not artifacts:
-        return {}
+    if all(artifact.stage == "audio_encoder" for artifact in artifacts):
+        return {}  # nothing, or what another format's engine takes audio from
     stems = {artifact.stage: _stem(artifact) for artifact in artifacts}
     faults = [*_config_faults(config), *(fault for artifact in artifacts for fault in _file_faults(artifact))]
     faults += [f"no artifact is '{stem}'" for stem in STEMS if stem not in stems.values()]

@@ -97,6 +97,7 @@ class Manifest:
     files: tuple[BundleFile, ...]  # shared by all artifacts: tokenizer, configs
     tools: Mapping[str, str]
     runtime_adapters: tuple[RuntimeAdapter, ...] = ()
+    imatrix: BundleFile | None = None  # what the rounding of blocks was weighed by; not in the bundle
     verification: Mapping[str, Any] = field(default_factory=dict)  # by target; see compiler/verify.py
     version: int = VERSION
 
@@ -197,6 +198,7 @@ def _decode(document: Mapping[str, Any]) -> Manifest:
         artifacts=tuple(artifact_of(entry) for entry in document["artifacts"]),
         files=_files(document["files"]),
         tools=document["tools"],
+        imatrix=BundleFile(**document["imatrix"]) if document.get("imatrix") else None,
         runtime_adapters=tuple(map(_runtime_adapter, document.get("runtime_adapters", ()))),
         verification=document["verification"],
         version=document["version"],

@@ -1,10 +1,15 @@
 """The targets there are, by the word the user types."""
 
+from collections.abc import Sequence
 from importlib import import_module
 
 from .contract import RecipeError, Target
 
 _TARGETS = {"onnx": ("onnx", "Onnx"), "openvino": ("openvino", "Openvino"), "gguf": ("gguf", "Gguf")}
+_SPLIT = ("gguf",)  # formats of which a model can be several files of a size that the user gives
+
+# Formats whose engine takes audio embeddings from another's encoder, and the one to build beside where there is no other.
+ENCODER_BESIDE = {"gguf": "onnx"}
 
 
 def names() -> tuple[str, ...]:
@@ -12,8 +17,13 @@ def names() -> tuple[str, ...]:
     return tuple(_TARGETS)
 
 
-def target(name: str) -> Target:
-    """The target of this name.
+def splits(targets: Sequence[str]) -> bool:
+    """Whether any of these targets makes several files of a model where a size is given."""
+    return any(name in _SPLIT for name in targets)
+
+
+def target(name: str, split_bytes: int | None = None) -> Target:
+    """The target of this name. `split_bytes` is the most that one file of a model may hold, where the format has several.
 
     Raises:
         RecipeError: there is none.
@@ -21,5 +31,6 @@ def target(name: str) -> Target:
     if name not in _TARGETS:
         raise RecipeError(f"target '{name}' is unknown (there are: {', '.join(_TARGETS)}). See: ossicle targets")
     module, kind = _TARGETS[name]
-    made: Target = getattr(import_module(f".{module}", __package__), kind)()
+    options = {"split_bytes": split_bytes} if name in _SPLIT else {}
+    made: Target = getattr(import_module(f".{module}", __package__), kind)(**options)
     return made
