@@ -227,12 +227,13 @@ def _size(reading: Reading) -> int:
 
 
 def _runners(manifest: Manifest, engine: str | None) -> dict[str, str]:
-    """Each target of a bundle and the engine that its artifacts ask for; of a named engine, and its variants, the one alone.
+    """Each target with a decoder and the engine that it asks for; of a named engine, and its variants, the one alone.
 
     Raises:
         VerificationError: no artifact is for the engine named.
     """
-    asked = {artifact.target: artifact.requirements["engine"] for artifact in manifest.artifacts}
+    decoders = [artifact for artifact in manifest.artifacts if artifact.stage == "decoder"]
+    asked = {artifact.target: artifact.requirements["engine"] for artifact in decoders}
     if engine is None:
         return asked
     named = {target: engine for target, runner in asked.items() if engine.partition("-")[0] == runner}
