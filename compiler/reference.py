@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..targets import memory
 from ..targets.contract import AudioError, CheckpointError, Float32, Progress, TensorSource, VerificationError
-from . import memory
 from .checkpoint import Checkpoint
 from .speech import Clip, Speech
 

@@ -50,7 +50,7 @@ def _forms(recipe: Recipe) -> dict[Any, Any]:
     return {
         operators.cached_attention.default: _group_query_attention if fused else _attention_with_past,
         operators.attention.default: _multi_head_attention if fused else _attention,
-        operators.last.default: _last,
+        operators.last.default: last,
     }
 
 
@@ -269,7 +269,7 @@ def _attention(query: Any, key: Any, value: Any, heads: int, scale: float) -> An
     )
 
 
-def _last(hidden: Any, count: Any) -> Any:
+def last(hidden: Any, count: Any) -> Any:
     """The last `count` positions; all of them where it is 0, since -0 is the start."""
     import torch
 

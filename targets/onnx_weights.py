@@ -14,16 +14,16 @@ def place(model: Any, recipe: Recipe, weights: WeightStore, known: frozenset[str
     """Give every weight of a graph its form and its slot; `known` are the initializers that are weights."""
     layout = Layout()
     for node in list(model.graph):
-        name = _linear_weight(node)
+        name = linear_weight(node)
         if name in known:
             _place_linear(model, node, name, recipe, weights, layout)
         elif node.op_type == "Gather" and node.inputs[0].name in known:
             _place_embedding(model, node, recipe, weights, layout)
     for name, value in list(model.graph.initializers.items()):
         if name in known:
-            _float_slot(layout, value, weights.source(name), transpose=False)
+            float_slot(layout, value, weights.source(name), transpose=False)
         elif value.const_value is not None and value.const_value.nbytes > 1024 and name not in _placed(layout):
-            _constant_slot(layout, value)
+            constant_slot(layout, value)
     return layout
 
 
@@ -33,14 +33,13 @@ def attach(model: Any, layout: Layout, files: list[str]) -> None:
 
     for slot in layout.slots:
         value = model.graph.initializers[slot.name]
-        kind = ir.DataType.from_numpy(slot.dtype)
         value.const_value = ir.ExternalTensor(
-            files[slot.file], slot.offset, slot.size, kind, shape=ir.Shape(slot.shape), name=slot.name
+            files[slot.file], slot.offset, slot.size, value.dtype, shape=value.shape, name=slot.name
         )
 
 
-def _linear_weight(node: Any) -> str | None:
-    """The weight W of MatMul(x, Transpose(W))."""
+def linear_weight(node: Any) -> str | None:
+    """The weight W of MatMul(x, Transpose(W)); None where a node is none."""
     if node.op_type != "MatMul":
         return None
     transpose = node.inputs[1].producer()
@@ -54,8 +53,8 @@ def _place_linear(model: Any, node: Any, name: str, recipe: Recipe, weights: Wei
     transpose = node.inputs[1].producer()
     weight = transpose.inputs[0]
     if weights.format(name).is_float:
-        stored = _initializer(model, f"{name}.T", _float_type(weight), weights.source(name).shape[::-1])
-        _float_slot(layout, stored, weights.source(name), transpose=True)
+        stored = initializer(model, f"{name}.T", float_type(weight), weights.source(name).shape[::-1])
+        float_slot(layout, stored, weights.source(name), transpose=True)
         node.replace_input_with(1, stored)
     else:
         _place_matmul_n_bits(model, node, weights.quantized(name), recipe, layout)
@@ -85,7 +84,7 @@ def _place_matmul_n_bits(model: Any, node: Any, tensor: QuantizedTensor, recipe:
         domain="com.microsoft",
         name=f"{node.name}_quantized",
     )
-    _replace(model, node, product)
+    replace(model, node, product)
 
 
 def _place_embedding(model: Any, node: Any, recipe: Recipe, weights: WeightStore, layout: Layout) -> None:
@@ -105,11 +104,12 @@ def _place_embedding(model: Any, node: Any, recipe: Recipe, weights: WeightStore
         domain="com.microsoft",
         name=f"{node.name}_quantized",
     )
-    _replace(model, node, gather)
+    replace(model, node, gather)
     model.graph.initializers.pop(name)
 
 
-def _replace(model: Any, node: Any, successor: Any) -> None:
+def replace(model: Any, node: Any, successor: Any) -> None:
+    """Put `successor` where a node stands, its first output under the name of the node's."""
     old, new = node.outputs[0], successor.outputs[0]
     new.type, new.shape = old.type, old.shape
     model.graph.insert_before(node, successor)
@@ -117,7 +117,8 @@ def _replace(model: Any, node: Any, successor: Any) -> None:
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     model.graph.remove(node, safe=True)
     new.name = name
-    model.opset_imports["com.microsoft"] = 1
+    if successor.domain:
+        model.opset_imports[successor.domain] = 1
 
 
 def _quantized_slots(
@@ -134,7 +135,7 @@ def _quantized_slots(
     scales = layout.add(f"{tensor.name}.scales", kind, scale_shape)
     zeros = None if form.symmetric else layout.add(f"{tensor.name}.zero_points", np.uint8, zero_shape)
     _add_job(layout, tensor, codes, scales, zeros)
-    return [_initializer(model, slot.name, slot.dtype, slot.shape) for slot in (codes, scales, zeros) if slot]
+    return [initializer(model, slot.name, slot.dtype, slot.shape) for slot in (codes, scales, zeros) if slot]
 
 
 def _add_job(layout: Layout, tensor: QuantizedTensor, codes: Slot, scales: Slot, zeros: Slot | None) -> None:
@@ -163,10 +164,10 @@ def _packed_zero_points(block: QuantizedRows, form: WeightFormat) -> NDArray[np.
     return groupwise.pack_pairs(block.zero_points) if form.bits == 4 else block.zero_points
 
 
-def _float_slot(layout: Layout, value: Any, source: TensorSource, *, transpose: bool) -> None:
+def float_slot(layout: Layout, value: Any, source: TensorSource, *, transpose: bool) -> None:
     """A slot for a weight stored as floats, row by row or, where `transpose`, column by column."""
     shape = source.shape[::-1] if transpose else source.shape
-    slot = layout.add(value.name, _float_type(value), shape)
+    slot = layout.add(value.name, float_type(value), shape)
 
     def job(files: DataFiles) -> None:
         item = slot.dtype.itemsize
@@ -181,7 +182,8 @@ def _float_slot(layout: Layout, value: Any, source: TensorSource, *, transpose: 
     layout.jobs.append((4 * int(np.prod(shape, dtype=np.int64)), job))
 
 
-def _constant_slot(layout: Layout, value: Any) -> None:
+def constant_slot(layout: Layout, value: Any) -> None:
+    """A slot for an initializer whose numbers are known."""
     array = np.ascontiguousarray(value.const_value.numpy())
     slot = layout.add(value.name, array.dtype, array.shape)
     layout.jobs.append((array.nbytes, lambda files: files.write(slot, 0, array)))
@@ -191,13 +193,16 @@ def _placed(layout: Layout) -> set[str]:
     return {slot.name for slot in layout.slots}
 
 
-def _initializer(model: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+def initializer(model: Any, name: str, kind: Any, shape: tuple[int, ...]) -> Any:
+    """A new initializer without a value; `kind`: a numpy dtype, or an onnx_ir.DataType that numpy lacks."""
     import onnx_ir as ir
 
-    value = ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(dtype)), shape=ir.Shape(shape))
+    held = kind if isinstance(kind, ir.DataType) else ir.DataType.from_numpy(kind)
+    value = ir.Value(name=name, type=ir.TensorType(held), shape=ir.Shape(shape))
     model.graph.initializers[name] = value
     return value
 
 
-def _float_type(value: Any) -> np.dtype[Any]:
+def float_type(value: Any) -> np.dtype[Any]:
+    """What an initializer of floats is stored as."""
     return np.dtype("float16" if value.dtype.name == "FLOAT16" else "float32")

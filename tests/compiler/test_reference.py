@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ossicle.compiler import memory, reference, speech
+from ossicle.compiler import reference, speech
 from ossicle.compiler.checkpoint import open_checkpoint
+from ossicle.targets import memory
 from ossicle.targets.contract import AudioError, VerificationError
 from ossicle.tests import checkpoints
 
