@@ -1,7 +1,7 @@
 """The product on one screen: a checkpoint goes in, a verified bundle comes out."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -153,7 +153,7 @@ def describe(
         text=replace(text, context=min(text.context, recipe.context)),
         artifacts=tuple(artifacts),
         files=tuple(manifests.file_entry(folder, path) for path in shared if path.name not in _NOT_SHARED),
-        tools=_tools(),
+        tools=_tools({artifact.target for artifact in artifacts}),
         runtime_adapters=tuple(runtime_adapters),
         imatrix=checkpoint.imatrix.file if checkpoint.imatrix else None,
     )
@@ -193,12 +193,12 @@ def _inputs(
         "recipe": asdict(recipe),
         "imatrix": asdict(checkpoint.imatrix.file) if checkpoint.imatrix else None,
         "targets": {name: list(stages) for name, stages in assigned.items()},
-        "tools": _tools(),
+        "tools": _tools(assigned),
     }
 
 
-def _tools() -> dict[str, str]:
-    return {"ossicle": __version__, **{name: version(name) for name in _TOOLS}}
+def _tools(targets: Iterable[str]) -> dict[str, str]:
+    return {"ossicle": __version__, **{name: version(name) for name in _TOOLS}, **registry.tools(targets)}
 
 
 def _relative(folder: Path, path: Path) -> str:

@@ -19,6 +19,8 @@ from .openvino_stateful import StatefulDecoder
 
 DEVICES = ("cpu", "gpu", "npu", "auto")
 CACHE = "OSSICLE_OPENVINO_CACHE"
+ENCODER = "openvino_audio_encoder_model.xml"
+EMBEDDINGS, DECODER = "openvino_text_embeddings_model.xml", "openvino_language_model.xml"
 GROUP = 128  # neighbours that share a scale where activations are quantized on the fly
 KV_CACHES = {"float32": "f32", "float16": "f16", "int8": "u8"}
 
@@ -39,13 +41,14 @@ class OpenVino:
 
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
         models = _Models(self._core(options), folder, manifest, options)
-        encoder, embedding = (models.compiled(stage, ".xml") for stage in ("audio_encoder", "embed_tokens"))
-        decoder = StatefulDecoder(models.compiled("decoder", "language_model.xml"))
+        encoder = models.compiled("audio_encoder", ENCODER)
+        embedding = models.compiled("embed_tokens", EMBEDDINGS)
+        decoder = StatefulDecoder(models.compiled("decoder", DECODER))
         return OpenVinoEngine(encoder, embedding, decoder, options.provider)
 
     def open_encoder(self, folder: Path, manifest: Manifest, options: Options) -> Encoder:
         models = _Models(self._core(options), folder, manifest, options)
-        return OpenVinoEncoder(models.compiled("audio_encoder", ".xml"), options.provider)
+        return OpenVinoEncoder(models.compiled("audio_encoder", ENCODER), options.provider)
 
     def _core(self, options: Options) -> Any:
         if reason := self.usable():
@@ -127,9 +130,12 @@ class _Models:
         self._manifest = manifest
         self._options = options
 
-    def compiled(self, stage: str, suffix: str) -> Any:
-        """The model of a stage whose xml ends in `suffix`, ready to run."""
-        path, data = (stage_file(self._folder, self._manifest, RUNTIME, stage, end) for end in (suffix, ".bin"))
+    def compiled(self, stage: str, xml: str) -> Any:
+        """The model of a stage whose xml is so named, ready to run."""
+        path, data = (
+            stage_file(self._folder, self._manifest, RUNTIME, stage, name)
+            for name in (xml, xml.replace("_stateless", "").replace(".xml", ".bin"))
+        )
         model = openvino_models.read(self._core, path, data)
         if stage == "decoder":
             openvino_models.keep_last(model)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import openvino_graph
+from . import openvino_graph, openvino_tokenizer
 from .contract import (
     STAGES,
     Artifact,
@@ -57,12 +57,10 @@ class Openvino:
     def check(self, recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
         """Raise `RecipeError` listing everything that these stages store under the recipe and OpenVINO cannot hold."""
         faults = [f"{form.name} for {what}" for what, form in recipe.formats(stages) if not _holds(form)]
-        if "embed_tokens" in stages and recipe.embedding.bits == 4 and _holds(recipe.embedding):
-            faults.append(f"{recipe.embedding.name} for embedding")
         if faults:
             raise RecipeError(
-                f"target 'openvino' cannot hold {', '.join(faults)} (it can: float32, float16, int8, and int4 but for the "
-                "embedding, in groups of an even size). See: ossicle targets"
+                f"target 'openvino' cannot hold {', '.join(faults)} (it can: float32, float16, int8 and int4 in groups of "
+                "an even size). See: ossicle targets"
             )
         _check_installed()
 
@@ -82,13 +80,14 @@ class Openvino:
             openvino_graph.write(model, planned.constants, path)
         data = paths[0].with_suffix(".bin")
         fill(planned.layout, [data], progress, f"openvino {stage.name}")
+        files = (*paths, data, *(_tokenizers(folder) if stage.name == "embed_tokens" else ()))
         model = planned.models[STEMS[stage.name]]
         return Artifact(
             target=self.name,
             stage=stage.name,
             recipe=recipe.name,
             precision=precision(stage.name, recipe),
-            files=tuple(file_entry(folder, path) for path in (*paths, data)),
+            files=tuple(file_entry(folder, path) for path in files),
             inputs=_ports(model.inputs, stage.inputs),
             outputs=_ports(model.outputs, stage.outputs),
             requirements={"engine": "openvino", "version": ">=2026.0"},
@@ -114,6 +113,12 @@ def precision(stage: str, recipe: Recipe) -> str:
 
 def _holds(form: WeightFormat) -> bool:
     return not form.kind and (form.is_float or form.group % 2 == 0)
+
+
+def _tokenizers(folder: Path) -> tuple[Path, ...]:
+    """The bundle's tokenizer beside what takes its ids, where the folder has one."""
+    tokenizer = folder / "tokenizer.json"
+    return openvino_tokenizer.write(tokenizer, folder / FOLDER) if tokenizer.is_file() else ()
 
 
 def _check_installed() -> None:

@@ -1,7 +1,8 @@
 """The targets there are, by the word the user types."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
+from importlib.metadata import distributions
 
 from .contract import RecipeError, Target
 
@@ -11,10 +12,20 @@ _SPLIT = ("gguf",)  # formats of which a model can be several files of a size th
 # Formats whose engine takes audio embeddings from another's encoder, and the one to build beside where there is no other.
 ENCODER_BESIDE = {"gguf": "onnx"}
 
+# Packages that decide what a format's files hold, beside those that every build uses.
+_TOOLS = {"openvino": ("openvino", "openvino-tokenizers")}
+
 
 def names() -> tuple[str, ...]:
     """Every target that can be built for."""
     return tuple(_TARGETS)
+
+
+def tools(targets: Iterable[str]) -> dict[str, str]:
+    """The versions of the packages that decide what these targets' files hold, of those that are installed."""
+    packages = sorted({package for name in targets for package in _TOOLS.get(name, ())})
+    found = ((package, next(distributions(name=package), None)) for package in packages)
+    return {package: one.version for package, one in found if one is not None}
 
 
 def splits(targets: Sequence[str]) -> bool:

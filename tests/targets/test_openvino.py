@@ -19,7 +19,7 @@ from ossicle.kernels import groupwise
 from ossicle.targets import manifest as manifests
 from ossicle.targets import openvino_graph
 from ossicle.targets.contract import BuildError, QuantizedRows, QuantizedTensor, RecipeError, WeightFormat
-from ossicle.targets.openvino import STEMS, Openvino
+from ossicle.targets.openvino import STATELESS, STEMS, Openvino
 from ossicle.targets.recipes import RECIPES
 from ossicle.targets.streaming import fill
 from ossicle.tests import checkpoints
@@ -105,6 +105,60 @@ def test_matrices_stay_compressed_in_the_engine(bundle: Path, stage: str) -> Non
     assert kinds.keys() <= {f"i{bits}", f"u{bits}"}
 
 
+def layers(model: openvino.Model) -> Counter[str]:
+    return Counter(kind(node) for node in model.get_ops())
+
+
+def kind(node: openvino.Node) -> str:
+    return node.get_rt_info()["layerType"].astype(str)
+
+
+@pytest.mark.parametrize("cache", ["f32", "f16", "u8"])
+def test_attention_takes_the_cache_into_itself_in_the_engine(bundle: Path, cache: str) -> None:
+    path = bundle / "openvino" / f"{STEMS['decoder']}.xml"
+    told = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": cache}
+    model = openvino.Core().compile_model(path, "CPU", told).get_runtime_model()
+    held = layers(model)
+    assert held["ScaledDotProductAttention"] == 2
+    assert held["RoPE"] == held["MemoryInput"] == held["MemoryOutput"] == 4  # two layers, keys and values
+    readers = [
+        kind(target.get_node())
+        for node in model.get_ops()
+        if kind(node) == "MemoryInput"
+        for target in node.output(0).get_target_inputs()
+    ]
+    assert set(readers) <= {"ScaledDotProductAttention", "MemoryOutput"}  # no Gather and no Concat touches the cache
+    assert "Broadcast" not in held or held["Broadcast"] <= 1  # heads that share keys are not written out
+
+
+def test_encoder_attention_is_not_taken_apart_in_the_engine(bundle: Path) -> None:
+    path = bundle / "openvino" / f"{STEMS['audio_encoder']}.xml"
+    held = layers(openvino.Core().compile_model(path, "CPU").get_runtime_model())
+    assert not {"Softmax", "MatMul"} & held.keys()
+
+
+def test_both_forms_of_the_decoder_are_one_set_of_weights(bundle: Path) -> None:
+    root, random = bundle / "openvino", np.random.default_rng(0)
+    told = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    core = openvino.Core()
+    inputs = {
+        "inputs_embeds": random.standard_normal((2, 7, 48)).astype(np.float32),
+        "attention_mask": np.array([[1] * 7, [0] * 3 + [1] * 4]),
+        "position_ids": np.array([range(7), [0, 0, 0, *range(4)]]),
+    }
+    past = {
+        f"past_key_values.{i}.{part}": np.zeros((2, 2, 0, 16), np.float32) for i in (0, 1) for part in ("key", "value")
+    }
+    data = root / f"{STEMS['decoder']}.bin"
+    stateless = core.compile_model(core.read_model(root / f"{STATELESS}.xml", data), "CPU", told)(inputs | past)
+    stateful = core.compile_model(root / f"{STEMS['decoder']}.xml", "CPU", told).create_infer_request()
+    logits = stateful.infer(inputs | {"beam_idx": np.arange(2, dtype=np.int32)})["logits"]
+    np.testing.assert_allclose(logits[:, 3:], stateless["logits"][:, 3:], atol=1e-4)
+    for variable in stateful.query_state():
+        name = variable.name.partition("present")[2]
+        np.testing.assert_allclose(variable.state.data, stateless[f"present{name}"], atol=1e-5)
+
+
 def test_models_carry_no_path_and_no_counter_of_the_process(bundle: Path) -> None:
     for path in (bundle / "openvino").glob("*.xml"):
         text = path.read_text()
@@ -183,8 +237,6 @@ def test_any_matrix_is_multiplied_and_looked_up_as_stored(
     tmp_path: Path, form: WeightFormat, rows: int, columns: int, gather: bool
 ) -> None:
     """Against numpy: short last groups, odd counts of nibbles, blocks that end anywhere."""
-    if gather and form.bits == 4:
-        form = replace(form, bits=8)
     values = np.random.default_rng(rows * columns).standard_normal((rows, columns)).astype(np.float32)
     tensor = quantized("w", values, form)
     blocks = list(tensor.blocks())
@@ -234,8 +286,8 @@ def graph(rows: int, columns: int, gather: bool) -> openvino.Model:
 
 
 def test_what_it_cannot_hold_is_refused_part_by_part() -> None:
-    recipe = replace(RECIPES["int4"], embedding=INT4, decoder=WeightFormat(4, 33))
-    with pytest.raises(RecipeError, match=r"int4-g33 for decoder, int4-g32 for embedding.*ossicle targets"):
+    recipe = replace(RECIPES["q4_k_m"], embedding=INT4, decoder=WeightFormat(4, 33))
+    with pytest.raises(RecipeError, match=r"int4-g33 for decoder, Q6_K for lm_head.*ossicle targets"):
         Openvino().check(recipe)
 
 
