@@ -1,0 +1,71 @@
+"""The fields of Core ML's messages that running a program takes.
+
+Numbers and names are those of Model.proto, FeatureTypes.proto and MIL.proto in https://github.com/apple/coremltools.
+"""
+
+from .wire import schema
+
+MESSAGES = schema(
+    Model={1: "version int", 2: "description Description", 502: "program Program"},
+    Description={
+        1: "input list Feature",
+        10: "output list Feature",
+        13: "state list Feature",
+        20: "functions list FunctionDescription",
+        21: "default string",
+    },
+    FunctionDescription={1: "name string", 2: "input list Feature", 3: "output list Feature", 6: "state list Feature"},
+    Feature={1: "name string", 3: "type FeatureType"},
+    FeatureType={5: "array ArrayFeature", 8: "state StateFeature", 1000: "optional bool"},
+    StateFeature={1: "array ArrayFeature"},
+    ArrayFeature={1: "shape list int", 2: "dtype int", 21: "enumerated Shapes", 31: "ranges Ranges"},
+    Shapes={1: "shapes list Shape"},
+    Shape={1: "shape list int"},
+    Ranges={1: "sizes list SizeRange"},
+    SizeRange={1: "least int", 2: "most int"},
+    Program={1: "version int", 2: "functions map Function"},
+    Function={1: "inputs list NamedType", 2: "opset string", 3: "blocks map Block"},
+    Block={1: "inputs list NamedType", 2: "outputs list string", 3: "operations list Operation"},
+    Operation={
+        1: "type string",
+        2: "inputs map Argument",
+        3: "outputs list NamedType",
+        4: "blocks list Block",
+        5: "attributes map Value",
+    },
+    Argument={1: "bindings list Binding"},
+    Binding={1: "name string", 2: "value Value"},
+    NamedType={1: "name string", 2: "type ValueType"},
+    ValueType={
+        1: "tensor TensorType",
+        2: "list ListType",
+        3: "tuple TupleType",
+        5: "state StateType",
+    },
+    TensorType={1: "dtype int", 2: "rank int", 3: "dimensions list Dimension"},
+    ListType={1: "type ValueType"},
+    TupleType={1: "types list ValueType"},
+    StateType={1: "wrapped ValueType"},
+    Dimension={1: "constant Constant", 2: "unknown Unknown"},
+    Constant={1: "size int"},
+    Unknown={1: "variadic bool"},
+    Value={2: "type ValueType", 3: "immediate Immediate", 5: "blob Blob"},
+    Immediate={1: "tensor TensorValue", 2: "tuple Values", 3: "list Values"},
+    Values={1: "values list Value"},
+    Blob={1: "file string", 2: "offset int"},
+    TensorValue={
+        1: "floats Floats",
+        2: "ints Ints",
+        3: "bools Bools",
+        4: "strings Strings",
+        5: "longs Ints",
+        6: "doubles Doubles",
+        7: "bytes Bytes",
+    },
+    Floats={1: "values list float"},
+    Doubles={1: "values list double"},
+    Ints={1: "values list int"},
+    Bools={1: "values list bool"},
+    Strings={1: "values list string"},
+    Bytes={1: "values bytes"},
+)
