@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import default_rng  # loaded by numpy at its first use it would swallow a Ctrl-C
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
@@ -53,7 +54,7 @@ class Chooser:
         self._sampling = sampling
         self._seen = np.zeros(vocabulary, bool)
         self._seen[list(prompt)] = True
-        self._random = np.random.default_rng([sampling.seed, row])
+        self._random = default_rng([sampling.seed, row])
 
     def choose(self, logits: Float32) -> int:
         """The next token, given logits [vocabulary]."""

@@ -126,6 +126,7 @@ class LlamaCppEngine:
 
     def close(self) -> None:
         self._closing()
+        self.__dict__.pop("_embedding", None)  # a mapped file
         if self._encoder is not None:
             self._encoder.close()
 

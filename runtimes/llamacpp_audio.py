@@ -27,7 +27,7 @@ class MtmdParams(ctypes.Structure):
         ("device", _POINTER),
         ("print_timings", _BOOL),
         ("n_threads", _INT),
-        *fields(_TEXT, "image_marker media_marker"),
+        *fields(_POINTER, "image_marker media_marker"),
         ("flash_attn_type", _INT),
         ("warmup", _BOOL),
         *fields(_INT, "image_min_tokens image_max_tokens"),
@@ -45,13 +45,14 @@ class InputText(ctypes.Structure):
 
 PARAMS_DEFAULTS = {
     "use_gpu": True, "device": None, "print_timings": True, "n_threads": 4, "image_marker": None,
-    "media_marker": b"<__media__>", "flash_attn_type": -1, "warmup": True, "image_min_tokens": -1, "image_max_tokens": -1,
+    "flash_attn_type": -1, "warmup": True, "image_min_tokens": -1, "image_max_tokens": -1,
     "cb_eval": None, "batch_max_tokens": 1024, "progress_callback": None,
 }  # fmt: skip
 
 _FUNCTIONS: Mapping[str, tuple[Any, ...]] = {  # name -> result, arguments
     "mtmd_log_set": (None, Log, _POINTER),
     "mtmd_context_params_default": (MtmdParams,),
+    "mtmd_default_marker": (_TEXT,),
     "mtmd_init_from_file": (_POINTER, _TEXT, _POINTER, MtmdParams),
     "mtmd_get_audio_sample_rate": (_INT, _POINTER),
     "mtmd_bitmap_init_from_audio": (_POINTER, _SIZE, _POINTER),
@@ -79,7 +80,7 @@ class Ear:
         check_defaults("mtmd_context_params", params, PARAMS_DEFAULTS)
         params.use_gpu = params.warmup = params.print_timings = False
         params.n_threads = threads
-        self._marker = params.media_marker
+        self._marker = api.mtmd_default_marker()
         self._mtmd = api.mtmd_init_from_file(path.encode(), context.model, params)
         if not self._mtmd:
             raise api.fault(f"'{path}' cannot be loaded")

@@ -46,14 +46,7 @@ class Process:
             raise EngineError("engine 'llamacpp' is closed. Open the bundle again: ossicle.load(bundle)")
         if self._child is not None:
             return self.model
-        self._printed = tempfile.TemporaryFile()  # noqa: SIM115, it stays open as long as the child
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.llamacpp_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._printed,
-            env=os.environ | _ENVIRONMENT,
-        )
+        self._spawn()
         self.lives += 1
         try:
             self.model = self.call("open", {"opening": self._opening})[0]
@@ -89,6 +82,23 @@ class Process:
         """End the child for good, if there is one."""
         self._closed = True
         self._end()
+
+    def _spawn(self) -> None:
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115, it stays open as long as the child
+        try:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", f"{__package__}.llamacpp_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._printed,
+                env=os.environ | _ENVIRONMENT,
+            )
+        except OSError as reason:
+            self._printed.close()
+            raise EngineError(
+                f"engine 'llamacpp' runs in a process of its own, which cannot be started: {reason}. "
+                "Free memory or end other processes"
+            ) from reason
 
     def _end(self, patience: float = _PATIENCE) -> None:
         child, self._child = self._child, None
@@ -134,6 +144,7 @@ def _cause(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"
     try:
-        return f"signal {signal.Signals(-status).name}"
+        name = signal.Signals(-status).name
     except ValueError:
         return f"signal {-status}"
+    return f"signal {name}" + (", as systems end what takes more memory than there is" if name == "SIGKILL" else "")

@@ -87,7 +87,11 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the library prints must not come between answers
-    serve(sys.stdin.buffer, answers)
+    try:
+        serve(sys.stdin.buffer, answers)
+    except MemoryError:  # within a message, of which the rest has nowhere to go
+        print("there is not enough memory for what is asked", file=sys.stderr)
+        return 1
     return 0
 
 
