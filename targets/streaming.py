@@ -18,7 +18,7 @@ from .contract import Progress
 from .hub_folder import CHUNK_BYTES
 
 BLOCK = 1 << 22  # elements of a row block
-_PAGE = 4096  # external data of this size and up is page-aligned, so that engines can map it
+_PAGE = 4096  # so that engines can map external data
 _WORKERS = 2
 
 
@@ -44,13 +44,14 @@ class Layout:
     slots: list[Slot] = field(default_factory=list)
     jobs: list[tuple[int, Callable[["DataFiles"], None]]] = field(default_factory=list)  # (bytes read, job)
     file_bytes: int | None = CHUNK_BYTES  # the most that one file holds; None: all is in one
+    page: int = _PAGE  # what holds a page or more begins at one
 
     def add(self, name: str, dtype: Any, shape: tuple[int, ...]) -> Slot:
         """A slot behind the last one, in a new file where the last one is full."""
         kind = np.dtype(dtype)
         size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
         file, end = (self.slots[-1].file, self.slots[-1].offset + self.slots[-1].size) if self.slots else (0, 0)
-        step = _PAGE if size >= _PAGE else 64
+        step = self.page if size >= self.page else 64
         offset = -(-end // step) * step
         if offset and self.file_bytes is not None and offset + size > self.file_bytes:
             file, offset = file + 1, 0

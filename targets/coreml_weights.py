@@ -1,0 +1,211 @@
+"""Weights of a Core ML package: records of `weight.bin`, laid out before any is written, and what they become in a program.
+
+A record is a header of 64 bytes with its numbers behind it; the file begins with one that counts them. Both functions of a
+package name the same records. Four-bit numbers lie two to a byte, the first in the low half.
+https://github.com/apple/coremltools/blob/main/mlmodel/src/MILBlob/Blob/StorageFormat.hpp
+"""
+
+import math
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels import groupwise, palettes
+from .contract import (
+    CheckpointError,
+    Float16,
+    Float32,
+    QuantizedRows,
+    QuantizedTensor,
+    TensorSource,
+    WeightFormat,
+    WeightStore,
+)
+from .coreml_mil import Blob, Block, Value
+from .coreml_ops import blockwise, lookup
+from .streaming import BLOCK, DataFiles, Layout, Slot, row_blocks
+
+HEADER = 64  # bytes in front of a record, and of the file
+PALETTE = "palette4"
+_VERSION, _SENTINEL = 2, 0xDEADBEEF
+# What a record's header calls each type, and how it is written.
+_STORED: Mapping[str, tuple[int, Any]] = {
+    "float16": (1, np.float16),
+    "float32": (2, np.float32),
+    "uint8": (3, np.uint8),
+    "int8": (4, np.uint8),
+    "int4": (8, np.uint8),
+    "uint4": (11, np.uint8),
+}
+
+
+@dataclass
+class Records:
+    """The records of one `weight.bin`, each made once however many functions use it."""
+
+    compute: str  # "float16" or "float32": the type of all floats
+    layout: Layout = field(default_factory=lambda: Layout(file_bytes=None, page=HEADER))
+    count: int = 0
+    _made: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        slot = self.layout.add("storage", np.uint8, (HEADER,))
+        self.layout.jobs.append((HEADER, lambda files: files.write(slot, 0, self._storage_header())))
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gave at the first call for this name."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def place(self, name: str, dtype: str, shape: tuple[int, ...]) -> tuple[Blob, Slot]:
+        """A new record, and the place of its numbers."""
+        code, stored = _STORED[dtype]
+        count = int(np.prod(shape, dtype=np.int64))
+        nibbles = dtype.endswith("int4")
+        head = self.layout.add(f"{name}.header", np.uint8, (HEADER,))
+        data = self.layout.add(name, stored, (-(-count // 2),) if nibbles else shape)
+        padding = 4 * (count % 2) if nibbles else 0
+        written = struct.pack("<IIQQQ32x", _SENTINEL, code, data.size, data.offset, padding)
+        self.layout.jobs.append((HEADER, lambda files: files.write(head, 0, np.frombuffer(written, np.uint8))))
+        self.count += 1
+        return Blob(dtype, shape, head.offset), data
+
+    def _storage_header(self) -> NDArray[np.uint8]:
+        return np.frombuffer(struct.pack("<II56x", self.count, _VERSION), np.uint8)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The records of a matrix [N, K] that is not floats; its rows are [N, columns], the last ones of which may be padding."""
+
+    columns: int
+    data: Blob
+    scale: Blob | None = None
+    offset: Blob | None = None
+    tables: Blob | None = None
+
+
+def matrix(block: Block, records: Records, weights: WeightStore, name: str) -> Value:
+    """A weight as the store's format has it, in floats of the records' type; matrices may have columns that only pad."""
+    form = weights.format(name)
+    if form.is_float:
+        return floats(block, records, weights.source(name))
+    if form.kind:
+        held = records.once(name, lambda: _palettized(records, weights.source(name), form))
+    else:
+        held = records.once(name, lambda: _quantized(records, weights.quantized(name)))
+    if held.tables:
+        return lookup(block, held.data, held.tables, name)
+    return blockwise(block, held.data, held.scale, held.offset, name)
+
+
+def floats(block: Block, records: Records, source: TensorSource) -> Value:
+    """A weight stored as floats."""
+
+    def make() -> Blob:
+        blob, slot = records.place(source.name, records.compute, source.shape)
+        count = int(np.prod(source.shape, dtype=np.int64))
+        records.layout.jobs.append((4 * count, lambda files: _write_floats(files, source, slot)))
+        return blob
+
+    return block.stored(records.once(source.name, make), source.name)
+
+
+def table(block: Block, records: Records, name: str, values: Float32) -> Value:
+    """A table that no checkpoint holds."""
+
+    def make() -> Blob:
+        blob, slot = records.place(name, records.compute, values.shape)
+        stored = values.astype(slot.dtype)
+        records.layout.jobs.append((stored.nbytes, lambda files: files.write(slot, 0, stored)))
+        return blob
+
+    return block.stored(records.once(name, make), name)
+
+
+def zeros(block: Block, records: Records, count: int) -> Value:
+    """The bias of a product that has none."""
+    return table(block, records, f"zeros.{count}", np.zeros(count, np.float32))
+
+
+def _quantized(records: Records, tensor: QuantizedTensor) -> Compressed:
+    """Records of codes, scales and (asymmetric) zero points; codes signed around zero where symmetric."""
+    form, rows = tensor.format, tensor.shape[0]
+    groups = -(-tensor.shape[1] // form.group)
+    width = groups * form.group
+    dtype = f"{'' if form.symmetric else 'u'}int{form.bits}"
+    parts = [
+        records.place(f"{tensor.name}.codes", dtype, (rows, width)),
+        records.place(f"{tensor.name}.scales", "float16", (rows, groups)),
+    ]
+    if not form.symmetric:
+        parts.append(records.place(f"{tensor.name}.zero_points", dtype, (rows, groups)))
+    blobs, slots = zip(*parts, strict=True)
+    records.layout.jobs.append((4 * rows * tensor.shape[1], lambda files: _write_integers(files, tensor, slots)))
+    return Compressed(width, *blobs)
+
+
+def _palettized(records: Records, source: TensorSource, form: WeightFormat) -> Compressed:
+    """Records of indices and of tables, one for every so many rows: the format's group, as far as it divides the rows."""
+    rows, width = source.shape
+    height = math.gcd(rows, form.group)
+    data, indices = records.place(f"{source.name}.indices", f"uint{form.bits}", (rows, width))
+    shape = (rows // height, 1, 2**form.bits, 1)
+    tables, levels = records.place(f"{source.name}.tables", "float16", shape)
+    records.layout.jobs.append(
+        (4 * rows * width, lambda files: _write_palettes(files, source, height, (indices, levels)))
+    )
+    return Compressed(width, data, tables=tables)
+
+
+def _write_palettes(files: DataFiles, source: TensorSource, height: int, slots: tuple[Slot, Slot]) -> None:
+    (rows, width), (indices, levels) = source.shape, slots
+    pair = 2 * height  # rows whose nibbles end with a byte
+    step = pair * max(1, BLOCK // (pair * width))
+    for start in range(0, rows, step):
+        values = np.ascontiguousarray(source.rows(start, min(start + step, rows)))
+        tables, codes = _fit(source.name, values, height, levels.shape[2])
+        files.write(indices, start * width // 2, groupwise.pack_pairs(codes.reshape(1, -1)))
+        files.write(levels, start // height * tables.shape[1] * 2, tables)
+
+
+def _fit(name: str, values: Float32, height: int, levels: int) -> tuple[Float16, NDArray[np.uint8]]:
+    try:
+        return palettes.fit(values, height, levels)
+    except ValueError as reason:
+        raise CheckpointError(
+            f"tensor '{name}' cannot be stored in palettes: {reason}. Repair the checkpoint, or build with --quant fp32"
+        ) from reason
+
+
+def _write_floats(files: DataFiles, source: TensorSource, slot: Slot) -> None:
+    for start, stop in row_blocks(source.shape):
+        values = source.rows(start, stop).astype(slot.dtype, copy=False)
+        files.write(slot, start * (slot.size // source.shape[0]), values)
+
+
+def _write_integers(files: DataFiles, tensor: QuantizedTensor, slots: tuple[Slot, ...]) -> None:
+    rows, points = tensor.shape[0], []
+    for block in tensor.blocks():
+        files.write(slots[0], block.start * (slots[0].size // rows), _packed_codes(block, tensor))
+        files.write(slots[1], block.start * (slots[1].size // rows), block.scales)
+        points += [] if block.zero_points is None else [block.zero_points]
+    if points:  # of an odd number of groups, a row of nibbles ends within a byte
+        files.write(slots[2], 0, _packed(np.concatenate(points).reshape(1, -1), tensor.format))
+
+
+def _packed_codes(block: QuantizedRows, tensor: QuantizedTensor) -> NDArray[np.uint8]:
+    form = tensor.format
+    middle = 1 << (form.bits - 1)
+    width = -(-tensor.shape[1] // form.group) * form.group
+    codes = groupwise.pad_columns(block.codes, width, middle)
+    return _packed(codes ^ np.uint8(middle) if form.symmetric else codes, form)
+
+
+def _packed(codes: NDArray[np.uint8], form: WeightFormat) -> NDArray[np.uint8]:
+    return groupwise.pack_pairs(codes) if form.bits == 4 else codes
