@@ -6,7 +6,12 @@ from importlib.metadata import distributions
 
 from .contract import RecipeError, Target
 
-_TARGETS = {"onnx": ("onnx", "Onnx"), "openvino": ("openvino", "Openvino"), "gguf": ("gguf", "Gguf")}
+_TARGETS = {
+    "onnx": ("onnx", "Onnx"),
+    "openvino": ("openvino", "Openvino"),
+    "gguf": ("gguf", "Gguf"),
+    "coreml": ("coreml", "Coreml"),
+}
 _SPLIT = ("gguf",)  # formats of which a model can be several files of a size that the user gives
 
 # Formats whose engine takes audio embeddings from another's encoder, and the one to build beside where there is no other.
