@@ -4,6 +4,7 @@ What Core ML leaves undefined is refused: an index outside a tensor, a slice tha
 """
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -178,8 +179,8 @@ def _filled(a: Arguments, shape: list[int]) -> Tensor:
 def _range_1d(a: Arguments) -> Result:
     start, end, step = (a.tensor(name) for name in ("start", "end", "step"))
     element = common(start, end, step)
-    first, last, by = (value.array.reshape(()).astype(np.float64) for value in (start, end, step))
-    count = max(0, int(np.ceil((last - first) / by)))
+    first, last, by = (value.array.item() for value in (start, end, step))
+    count = max(0, ceil((last - first) / by)) if by else 0
     return computed(element, first + by * np.arange(count))
 
 
