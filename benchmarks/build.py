@@ -105,8 +105,9 @@ def _build_all(
 
 
 def _print_ours(name: str, checkpoint: Path, bundle: Path, shape: str, size: int) -> Taken:
-    command = [Path(sys.executable).with_name("ossicle"), "build", checkpoint, "--out", bundle, "--target", name]
-    ours = _sum([measure([*command, "--quant", _QUANT[name], "--no-verify", "--force"])])
+    ossicle = str(Path(sys.executable).with_name("ossicle"))
+    command = [ossicle, "build", str(checkpoint), "--out", str(bundle), "--target", name, "--quant", _QUANT[name]]
+    ours = _sum([measure([*command, "--no-verify", "--force"])])
     print(_line(f"ossicle {name} {_QUANT[name]}", shape, size, ours), flush=True)
     return ours
 

@@ -22,7 +22,7 @@ class Step:
     """One process of a peer's way from a checkpoint to an artifact."""
 
     title: str
-    command: Sequence[str | Path]
+    command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -45,18 +45,18 @@ def openvino_steps(checkpoint: Path, folder: Path) -> list[Step]:
 def gguf_steps(checkpoint: Path, folder: Path, sources: Path, kind: str) -> list[Step]:
     """To GGUF with the converter in llama.cpp's `sources` and its quantizer."""
     plain = _with_tokenizer(checkpoint, folder / "checkpoint")
-    convert = [sys.executable, sources / "convert_hf_to_gguf.py", plain, "--outfile"]
+    convert = [sys.executable, str(sources / "convert_hf_to_gguf.py"), str(plain), "--outfile"]
     path = {"PYTHONPATH": str(sources)}  # its own modules, whatever PYTHONSAFEPATH says
     text, audio = folder / "text-bf16.gguf", folder / "mmproj-q8_0.gguf"
     return [
-        Step("llama.cpp converter, text, bf16", [*convert, text, "--outtype", "bf16"], path),
-        Step("llama.cpp converter, mmproj, q8_0", [*convert, audio, "--outtype", "q8_0", "--mmproj"], path),
+        Step("llama.cpp converter, text, bf16", [*convert, str(text), "--outtype", "bf16"], path),
+        Step("llama.cpp converter, mmproj, q8_0", [*convert, str(audio), "--outtype", "q8_0", "--mmproj"], path),
         Step(f"llama.cpp quantizer, {kind}", _step("quantize-gguf", text, folder / f"text-{kind}.gguf", kind)),
     ]
 
 
-def _step(name: str, *arguments: str | Path) -> list[str | Path]:
-    return [sys.executable, __file__, name, *arguments]
+def _step(name: str, *arguments: str | Path) -> list[str]:
+    return [sys.executable, __file__, name, *map(str, arguments)]
 
 
 def _with_tokenizer(checkpoint: Path, folder: Path) -> Path:

@@ -27,12 +27,14 @@ from .kquants_tile import (
     SUM_XL,
     TRY,
     TRY_MIN,
-    A,
     B,
     W,
     f32,
     nearest,
 )  # fmt: skip
+
+# Positions in a loop short enough to be unrolled: then the loop around it, over lanes, becomes vectors, sums in registers.
+STRIP = 16
 
 
 def fit_affine(size: Any, top: Any, first: Any, step: Any, steps: Any, tile: Any, state: Any) -> None:
@@ -43,30 +45,39 @@ def fit_affine(size: Any, top: Any, first: Any, step: Any, steps: Any, tile: Any
     """
     _start_affine(size, tile, state)
     for index in range(-1, steps + 1):
-        shift = top if index < 0 else first + step * f32(index) + top
-        for lane in range(LANES):
-            inverse = shift / (state[SPAN * LANES + lane] - state[LOW * LANES + lane])
-            # ggml rounds infinity times anything to level 0
-            state[INVERSE * LANES + lane] = inverse if inverse <= LARGEST else f32(0)
-            state[TRY * LANES + lane] = f32(1) / inverse
-            state[TRY_MIN * LANES + lane] = state[LOW * LANES + lane]
-            state[SUM_L * LANES + lane] = f32(0)
-            state[SUM_LL * LANES + lane] = f32(0)
-            state[SUM_XL * LANES + lane] = f32(0)
-            state[ERROR * LANES + lane] = f32(0)
+        _try_affine(top if index < 0 else first + step * f32(index) + top, state)
         _levels_affine(size, top, tile, state)
         if index >= 0:
             _solve_affine(state)
-        _error_affine(size, tile, state)
-        for lane in range(LANES):
-            error = state[ERROR * LANES + lane]
-            better = index < 0 or error < state[LEAST * LANES + lane]
-            state[LEAST * LANES + lane] = error if better else state[LEAST * LANES + lane]
-            state[SCALE * LANES + lane] = state[TRY * LANES + lane] if better else state[SCALE * LANES + lane]
-            state[CHOSEN * LANES + lane] = state[INVERSE * LANES + lane] if better else state[CHOSEN * LANES + lane]
-            low = state[LOW * LANES + lane]
-            state[CHOSEN_LOW * LANES + lane] = low if better else state[CHOSEN_LOW * LANES + lane]
-            state[LOW * LANES + lane] = state[TRY_MIN * LANES + lane] if better else low
+        _error_affine(size, top, tile, state)
+        _keep_better_affine(index < 0, state)
+
+
+def _try_affine(shift: Any, state: Any) -> None:
+    for lane in range(LANES):
+        low, high = state[LOW * LANES + lane], state[SPAN * LANES + lane]
+        inverse = shift / (high - low)
+        # ggml rounds infinity times anything to level 0
+        state[INVERSE * LANES + lane] = inverse if inverse <= LARGEST else f32(0)
+        state[TRY * LANES + lane] = f32(1) / inverse
+        state[TRY_MIN * LANES + lane] = low
+
+
+def _keep_better_affine(first: Any, state: Any) -> None:
+    for lane in range(LANES):
+        error, least = state[ERROR * LANES + lane], state[LEAST * LANES + lane]
+        scale, inverse, low = (
+            state[SCALE * LANES + lane],
+            state[CHOSEN * LANES + lane],
+            state[CHOSEN_LOW * LANES + lane],
+        )
+        better, at = first | (error < least), state[LOW * LANES + lane]
+        tried, moved, used = state[TRY * LANES + lane], state[TRY_MIN * LANES + lane], state[INVERSE * LANES + lane]
+        state[LEAST * LANES + lane] = error if better else least
+        state[SCALE * LANES + lane] = tried if better else scale
+        state[CHOSEN * LANES + lane] = used if better else inverse
+        state[CHOSEN_LOW * LANES + lane] = at if better else low
+        state[LOW * LANES + lane] = moved if better else at
 
 
 def _start_affine(size: Any, tile: Any, state: Any) -> None:
@@ -92,18 +103,24 @@ def _start_affine(size: Any, tile: Any, state: Any) -> None:
 
 
 def _levels_affine(size: Any, top: Any, tile: Any, state: Any) -> None:
-    for position in range(size):
-        row = position * LANES
+    for first in range(0, size, STRIP):
         for lane in range(LANES):
-            above = tile[row + lane] - state[LOW * LANES + lane]
-            level = state[INVERSE * LANES + lane] * above + SHIFT - SHIFT
-            level = level if level < top else top
-            level = level if level > f32(0) else f32(0)
-            tile[row + B * LANES + lane] = level
-            weighted = tile[row + W * LANES + lane] * level
-            state[SUM_L * LANES + lane] += weighted
-            state[SUM_LL * LANES + lane] += weighted * level
-            state[SUM_XL * LANES + lane] += weighted * tile[row + lane]
+            low, inverse = state[LOW * LANES + lane], state[INVERSE * LANES + lane]
+            levels, squares = state[SUM_L * LANES + lane], state[SUM_LL * LANES + lane]
+            products = state[SUM_XL * LANES + lane]
+            if first == 0:
+                levels, squares, products = f32(0), f32(0), f32(0)
+            for position in range(first, first + STRIP):
+                value, weight = tile[position * LANES + lane], tile[(W + position) * LANES + lane]
+                level = inverse * (value - low) + SHIFT - SHIFT
+                level = level if level < top else top
+                level = level if level > f32(0) else f32(0)
+                levels += weight * level
+                squares += weight * level * level
+                products += weight * level * value
+            state[SUM_L * LANES + lane] = levels
+            state[SUM_LL * LANES + lane] = squares
+            state[SUM_XL * LANES + lane] = products
 
 
 def _solve_affine(state: Any) -> None:
@@ -122,13 +139,22 @@ def _solve_affine(state: Any) -> None:
         state[TRY_MIN * LANES + lane] = least
 
 
-def _error_affine(size: Any, tile: Any, state: Any) -> None:
-    for position in range(size):
-        row = position * LANES
+def _error_affine(size: Any, top: Any, tile: Any, state: Any) -> None:
+    for first in range(0, size, STRIP):
         for lane in range(LANES):
-            level = tile[row + B * LANES + lane]
-            off = state[TRY * LANES + lane] * level + state[TRY_MIN * LANES + lane] - tile[row + lane]
-            state[ERROR * LANES + lane] += tile[row + W * LANES + lane] * (off * off)
+            low, inverse = state[LOW * LANES + lane], state[INVERSE * LANES + lane]
+            scale, least = state[TRY * LANES + lane], state[TRY_MIN * LANES + lane]
+            error = state[ERROR * LANES + lane]
+            if first == 0:
+                error = f32(0)
+            for position in range(first, first + STRIP):
+                value = tile[position * LANES + lane]
+                level = inverse * (value - low) + SHIFT - SHIFT
+                level = level if level < top else top
+                level = level if level > f32(0) else f32(0)
+                off = scale * level + least - value
+                error += tile[(W + position) * LANES + lane] * (off * off)
+            state[ERROR * LANES + lane] = error
 
 
 def fit_symmetric(size: Any, half: Any, tile: Any, state: Any) -> None:
@@ -137,55 +163,65 @@ def fit_symmetric(size: Any, half: Any, tile: Any, state: Any) -> None:
     Both are 0 for a lane of zeros.
     """
     _extreme(size, tile, state)
-    for position in range(size):
-        row = position * LANES
-        for lane in range(LANES):
-            tile[row + A * LANES + lane] = tile[row + W * LANES + lane] * tile[row + lane]
     for index in range(-10, 10):
         if index == 0:
             continue
         shift = -half if index == -10 else -(half + f32(0.1) * f32(index))
-        for lane in range(LANES):
-            state[INVERSE * LANES + lane] = shift / state[LOW * LANES + lane]
-            state[SUM_LL * LANES + lane] = f32(0)
-            state[SUM_XL * LANES + lane] = f32(0)
-        _levels_symmetric(size, half, tile, state)
-        for lane in range(LANES):
-            products, squares = state[SUM_XL * LANES + lane], state[SUM_LL * LANES + lane]
-            least = state[LEAST * LANES + lane]
-            better = index == -10 or (squares > f32(0) and products * products > least * squares)
-            scale = products / squares if squares != f32(0) else f32(0)
-            state[SCALE * LANES + lane] = scale if better else state[SCALE * LANES + lane]
-            state[LEAST * LANES + lane] = scale * products if better else least
-            state[CHOSEN * LANES + lane] = state[INVERSE * LANES + lane] if better else state[CHOSEN * LANES + lane]
+        _levels_symmetric(size, shift, half, tile, state)
+        _keep_better(index == -10, state)
     for lane in range(LANES):
         empty = state[SPAN * LANES + lane] < NOTHING
         state[SCALE * LANES + lane] = f32(0) if empty else state[SCALE * LANES + lane]
         state[CHOSEN * LANES + lane] = f32(0) if empty else state[CHOSEN * LANES + lane]
 
 
+def _keep_better(first: Any, state: Any) -> None:
+    """Take over the scale of this try in every lane where it fits better than the best one so far."""
+    for lane in range(LANES):
+        products, squares = state[SUM_XL * LANES + lane], state[SUM_LL * LANES + lane]
+        least, best = state[LEAST * LANES + lane], state[SCALE * LANES + lane]
+        inverse, chosen = state[INVERSE * LANES + lane], state[CHOSEN * LANES + lane]
+        better = first | ((squares > f32(0)) & (products * products > least * squares))
+        scale = products / squares
+        scale = scale if squares != f32(0) else f32(0)
+        state[SCALE * LANES + lane] = scale if better else best
+        state[LEAST * LANES + lane] = scale * products if better else least
+        state[CHOSEN * LANES + lane] = inverse if better else chosen
+
+
 def _extreme(size: Any, tile: Any, state: Any) -> None:
     """The first value of largest magnitude of every lane in LOW, its magnitude in SPAN."""
-    for lane in range(LANES):
-        state[LOW * LANES + lane] = f32(0)
-        state[SPAN * LANES + lane] = f32(0)
-    for position in range(size):
-        row = position * LANES
+    for first in range(0, size, STRIP):
         for lane in range(LANES):
-            value, span = tile[row + lane], state[SPAN * LANES + lane]
-            state[LOW * LANES + lane] = value if np.abs(value) > span else state[LOW * LANES + lane]
-            state[SPAN * LANES + lane] = np.abs(value) if np.abs(value) > span else span
+            extreme, span = state[LOW * LANES + lane], state[SPAN * LANES + lane]
+            if first == 0:
+                extreme, span = f32(0), f32(0)
+            for position in range(STRIP):
+                value = tile[(first + position) * LANES + lane]
+                extreme = value if np.abs(value) > span else extreme
+                span = np.abs(value) if np.abs(value) > span else span
+            state[LOW * LANES + lane] = extreme
+            state[SPAN * LANES + lane] = span
 
 
-def _levels_symmetric(size: Any, half: Any, tile: Any, state: Any) -> None:
-    for position in range(size):
-        row = position * LANES
+def _levels_symmetric(size: Any, shift: Any, half: Any, tile: Any, state: Any) -> None:
+    """The sums of one try."""
+    for first in range(0, size, STRIP):
         for lane in range(LANES):
-            level = state[INVERSE * LANES + lane] * tile[row + lane] + SHIFT - SHIFT
-            level = level if level < half - f32(1) else half - f32(1)
-            level = level if level > -half else -half
-            state[SUM_XL * LANES + lane] += tile[row + A * LANES + lane] * level
-            state[SUM_LL * LANES + lane] += tile[row + W * LANES + lane] * level * level
+            inverse = shift / state[LOW * LANES + lane]
+            products, squares = state[SUM_XL * LANES + lane], state[SUM_LL * LANES + lane]
+            if first == 0:
+                products, squares = f32(0), f32(0)
+            for position in range(first, first + STRIP):
+                value, weight = tile[position * LANES + lane], tile[(W + position) * LANES + lane]
+                level = inverse * value + SHIFT - SHIFT
+                level = level if level < half - f32(1) else half - f32(1)
+                level = level if level > -half else -half
+                products += weight * value * level
+                squares += weight * level * level
+            state[INVERSE * LANES + lane] = inverse
+            state[SUM_XL * LANES + lane] = products
+            state[SUM_LL * LANES + lane] = squares
 
 
 def fit_by_turns(size: Any, half: Any, tile: Any, state: Any) -> None:
@@ -206,30 +242,35 @@ def fit_by_turns(size: Any, half: Any, tile: Any, state: Any) -> None:
             state[SUM_XL * LANES + lane] += value * value * value * level
             state[SUM_LL * LANES + lane] += value * value * level * level
     for _ in range(5):
-        for position in range(size):
-            _turn(position * LANES, half, tile, state)
+        if _turn(half, tile, state) == 0:
+            break
     for lane in range(LANES):
         squares = state[SUM_LL * LANES + lane]
         fitted = squares > f32(0) and state[SPAN * LANES + lane] >= NOTHING
         state[SCALE * LANES + lane] = state[SUM_XL * LANES + lane] / squares if fitted else f32(0)
 
 
-def _turn(row: Any, half: Any, tile: Any, state: Any) -> None:
-    """Move the level of one position in every lane to where the others would have it, if that is nearer."""
-    for lane in range(LANES):
-        value, level = tile[row + lane], tile[row + B * LANES + lane]
-        products, squares = state[SUM_XL * LANES + lane], state[SUM_LL * LANES + lane]
-        weight = value * value
-        others, other_squares = products - weight * value * level, squares - weight * level * level
-        wanted = value * other_squares / others + SHIFT - SHIFT
-        wanted = wanted if wanted < half - f32(1) else half - f32(1)
-        wanted = wanted if wanted > -half else -half
-        moved, moved_squares = others + weight * value * wanted, other_squares + weight * wanted * wanted
-        nearer = moved * moved * squares > products * products * moved_squares
-        better = (others > f32(0)) & (wanted != level) & (moved_squares > f32(0)) & nearer
-        tile[row + B * LANES + lane] = wanted if better else level
-        state[SUM_XL * LANES + lane] = moved if better else products
-        state[SUM_LL * LANES + lane] = moved_squares if better else squares
+def _turn(half: Any, tile: Any, state: Any) -> Any:
+    """Move the level of each position in every lane to where the others would have it, if that is nearer; how many moved."""
+    moves = 0
+    for position in range(16):
+        row = position * LANES
+        for lane in range(LANES):
+            value, level = tile[row + lane], tile[row + B * LANES + lane]
+            products, squares = state[SUM_XL * LANES + lane], state[SUM_LL * LANES + lane]
+            weight = value * value
+            others, other_squares = products - weight * value * level, squares - weight * level * level
+            wanted = value * other_squares / others + SHIFT - SHIFT
+            wanted = wanted if wanted < half - f32(1) else half - f32(1)
+            wanted = wanted if wanted > -half else -half
+            moved, moved_squares = others + weight * value * wanted, other_squares + weight * wanted * wanted
+            nearer = moved * moved * squares > products * products * moved_squares
+            better = (others > f32(0)) & (wanted != level) & (moved_squares > f32(0)) & nearer
+            moves += better
+            tile[row + B * LANES + lane] = wanted if better else level
+            state[SUM_XL * LANES + lane] = moved if better else products
+            state[SUM_LL * LANES + lane] = moved_squares if better else squares
+    return moves
 
 
 def fit_positive(values: Any, weights: Any, top: Any, levels: Any) -> Any:

@@ -13,6 +13,7 @@ from .kquants_tile import (
     NOTHING,
     ROWS,
     SCALE,
+    SHIFT,
     SPAN,
     SUM_W,
     B,
@@ -28,6 +29,8 @@ from .kquants_tile import (
     weigh_near,
     weigh_square,
 )  # fmt: skip
+
+TAME = f32(2.0**20)  # quotients below it are rounded by SHIFT as by `nearest`
 
 
 def quantize_affine(values: Any, bits: Any, out: Any, importance: Any, columns: Any) -> None:
@@ -113,6 +116,7 @@ def quantize_symmetric(values: Any, bits: Any, out: Any, importance: Any, column
     levels, scales, unit = np.empty(256, np.uint8), np.empty(16, np.int64), f32(0)
     important, half, size = importance.size > 0, f32(1 << (bits - 1)), 110 if bits == 3 else 210
     again, second = np.zeros(128 * LANES, np.float32), np.zeros(ROWS * LANES, np.float32)
+    spread = np.empty(256, np.float32)
     for start in range(0, values.size, LANES * 16):
         lanes = min(LANES, (values.size - start) // 16)
         load(values, start, lanes, 16, tile)
@@ -139,7 +143,12 @@ def quantize_symmetric(values: Any, bits: Any, out: Any, importance: Any, column
             unit = store_half(unit, block, size - 2)
             if bits == 6 and _is_nothing(lane, state):
                 continue
-            _level_symmetric(values, start, lane, half, unit, scales, bits == 3 and not important, tile, state, levels)
+            if _spread(lane, unit, scales, state, spread):
+                _divide(values[start + lane * 16 : start + lane * 16 + 256], spread, half, levels)
+            else:
+                _level_symmetric(
+                    values, start, lane, half, unit, scales, bits == 3 and not important, tile, state, levels
+                )
             if bits == 3:
                 _pack_three(levels, scales, block)
             else:
@@ -199,21 +208,44 @@ def _level_symmetric(
     state: Any,
     levels: Any,
 ) -> None:
-    floor, ceiling = -np.int64(half), np.int64(half) - 1
     for index in range(16):
         scale, inverse = unit * f32(scales[index]), state[CHOSEN * LANES + lane + index]
         empty = state[SPAN * LANES + lane + index] < NOTHING
-        for position in range(16):
-            value = values[start + (lane + index) * 16 + position]
+        for position in range(16 * index, 16 * index + 16):
+            value = values[start + lane * 16 + position]
             if scale != f32(0):
-                level = min(ceiling, max(floor, nearest(value / scale)))
+                level = _clamped(value / scale, half)
             elif empty:
-                level = floor
+                level = 0
             elif by_turns:
-                level = np.int64(tile[(B + position) * LANES + lane + index])
+                level = np.int64(tile[(B + position % 16) * LANES + lane + index] + half)
             else:
-                level = min(ceiling, max(floor, nearest(inverse * value)))
-            levels[16 * index + position] = level - floor
+                level = _clamped(inverse * value, half)
+            levels[position] = level
+
+
+def _clamped(value: Any, half: Any) -> Any:
+    return min(2 * np.int64(half) - 1, max(0, nearest(value) + np.int64(half)))
+
+
+def _divide(values: Any, scales: Any, half: Any, levels: Any) -> None:
+    """The levels of a super-block none of which is beyond what SHIFT can round; the plain loop becomes vectors."""
+    for position in range(256):
+        level = values[position] / scales[position] + SHIFT - SHIFT
+        level = level if level < half - f32(1) else half - f32(1)
+        level = level if level > -half else -half
+        levels[position] = np.uint8(level + half)
+
+
+def _spread(lane: Any, unit: Any, scales: Any, state: Any, spread: Any) -> Any:
+    """Each sub-block's scale at each of its positions; whether no quotient of them can leave the range that SHIFT rounds."""
+    tame = True
+    for index in range(16):
+        scale = unit * f32(scales[index])
+        tame &= np.abs(scale) * TAME > state[SPAN * LANES + lane + index]
+        for position in range(16):
+            spread[16 * index + position] = scale
+    return tame
 
 
 def _pack_three(levels: Any, scales: Any, block: Any) -> None:
@@ -239,10 +271,10 @@ def _pack_six(levels: Any, scales: Any, block: Any) -> None:
     for index in range(16):
         block[192 + index] = scales[index] & 255
     for group in range(2):
+        low, high, at = 64 * group, 128 + 32 * group, 128 * group
         for position in range(32):
-            at, high = 128 * group + position, 0
-            for part in range(4):
-                high |= (levels[at + 32 * part] >> 4) << 2 * part
-            block[128 + 32 * group + position] = high
-            block[64 * group + position] = levels[at] & 15 | (levels[at + 64] & 15) << 4
-            block[64 * group + 32 + position] = levels[at + 32] & 15 | (levels[at + 96] & 15) << 4
+            first, second = levels[at + position], levels[at + 32 + position]
+            third, fourth = levels[at + 64 + position], levels[at + 96 + position]
+            block[low + position] = first & 15 | (third & 15) << 4
+            block[low + 32 + position] = second & 15 | (fourth & 15) << 4
+            block[high + position] = first >> 4 | second >> 4 << 2 | third >> 4 << 4 | fourth >> 4 << 6
