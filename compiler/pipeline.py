@@ -15,6 +15,7 @@ from ..targets.hub_folder import write_configs
 from ..targets.manifest import Manifest, RuntimeAdapter
 from ..targets.recipes import RECIPES
 from ..targets.recipes import recipe as named_recipe
+from ..targets.tensorrt_engine import Engines
 from . import report
 from . import runtime_adapters as beside
 from . import verify as verification
@@ -61,6 +62,7 @@ def build(
     runtime_adapters: Sequence[RuntimeAdapterSpec] = (),
     imatrix: Path | None = None,
     split_bytes: int | None = None,
+    engines: Engines | None = None,
     speech: Path | None = None,
     verify: bool = True,
     cache: Path | None = None,
@@ -71,6 +73,7 @@ def build(
 
     `runtime_adapters` are kept beside the artifacts, for an engine to add as it runs; verification is without them.
     `imatrix` weighs the rounding of GGUF's blocks. `split_bytes` is the most that one file of a GGUF decoder may hold.
+    `engines` are those built of TensorRT's graphs.
 
     The bundle is made in a folder beside `out` and moved there at the end. A build that was killed is resumed by the same
     call, stage by stage; one that fails leaves nothing. A bundle that fails verification is written and marked. `speech` lists
@@ -82,15 +85,18 @@ def build(
     started, progress = time.perf_counter(), progress or Silent()
     chosen = named_recipe(recipe) if isinstance(recipe, str) else recipe
     assigned = assign(targets, chosen)
-    _check_options(chosen, targets, imatrix, split_bytes)
+    _check_imatrix(chosen, imatrix)
+    options = _options(targets, chosen, split_bytes, engines)
     opened = open_checkpoint(checkpoint, adapters=adapters, imatrix=imatrix)
     kept = beside.open_all(runtime_adapters, opened, targets)
     if verify:
         verification.check_possible(opened, speech)
-    inputs = _inputs(opened, chosen, assigned, kept) | {"split_bytes": split_bytes}
+    inputs = _inputs(opened, chosen, assigned, kept) | {
+        "options": {name: repr(values) for name, values in options.items()}
+    }
     with Staging.open(Path(out), inputs, force=force) as staging:
         write_shared(opened, (), staging.folder)  # some formats hold the tokenizer and the configuration themselves
-        artifacts = lower(opened, chosen, assigned, staging, progress, split_bytes)
+        artifacts = lower(opened, chosen, assigned, staging, progress, options)
         write_shared(opened, artifacts, staging.folder)
         manifest = describe(opened, chosen, artifacts, staging.folder, beside.lower(kept, targets, staging.folder))
         manifests.write(staging.folder, manifest)
@@ -105,9 +111,9 @@ def lower(
     assigned: Mapping[str, Sequence[str]],
     staging: Staging,
     progress: Progress,
-    split_bytes: int | None = None,
+    options: Mapping[str, Mapping[str, Any]],
 ) -> tuple[Artifact, ...]:
-    """Every stage that a target is built for, in its format; those of an earlier attempt taken over."""
+    """Every stage that a target is built for, in its format; those of an earlier attempt taken over. `options` by target."""
     model = family(checkpoint.family)
     weights = Weights(checkpoint.tensors, recipe, model, checkpoint.tied, checkpoint.importances)
     stages: tuple[TracedStage, ...] = ()
@@ -118,7 +124,8 @@ def lower(
             if artifact is None:
                 stages = stages or trace(checkpoint.family, checkpoint.config, recipe.context).stages
                 stage = next(stage for stage in stages if stage.name == stage_name)
-                artifact = registry.target(name, split_bytes).lower(stage, recipe, weights, staging.folder, progress)
+                format_ = registry.target(name, **options.get(name, {}))
+                artifact = format_.lower(stage, recipe, weights, staging.folder, progress)
                 staging.finish(artifact)
             artifacts.append(artifact)
     return tuple(artifacts)
@@ -169,13 +176,30 @@ def check(
     return verified
 
 
-def _check_options(recipe: Recipe, targets: Sequence[str], imatrix: Path | None, split_bytes: int | None) -> None:
-    """Refuse what would have no effect."""
+def _check_imatrix(recipe: Recipe, imatrix: Path | None) -> None:
+    """Refuse one that would have no effect."""
     if imatrix and not _has_blocks(recipe):
         using = ", ".join(name for name, one in RECIPES.items() if _has_blocks(one))
         raise RecipeError(f"recipe '{recipe.name}' has no use for an imatrix (these have: {using})")
-    if split_bytes and not registry.splits(targets):
-        raise RecipeError(f"--split-size is for target gguf, and the targets are {', '.join(targets)}")
+
+
+def _options(
+    targets: Sequence[str], recipe: Recipe, split_bytes: int | None, engines: Engines | None
+) -> dict[str, dict[str, Any]]:
+    """What each target is told beside the recipe; refused where it would have no effect, or where the target refuses it."""
+    given: dict[tuple[str, str], dict[str, Any]] = {
+        ("gguf", "--split-size"): {"split_bytes": split_bytes},
+        ("tensorrt", "--engine and what goes with it"): {"engines": engines},
+    }
+    options: dict[str, dict[str, Any]] = {}
+    for (target, said), values in given.items():
+        chosen = {name: value for name, value in values.items() if value is not None}
+        if chosen and target not in targets:
+            raise RecipeError(f"{said} is for target {target}, and the targets are {', '.join(targets)}")
+        if chosen:
+            registry.target(target, **chosen).check(recipe)
+            options[target] = chosen
+    return options
 
 
 def _has_blocks(recipe: Recipe) -> bool:

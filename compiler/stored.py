@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import kquants
+from ..kernels import float8, kquants
 from ..targets.contract import (
     Float32,
     Override,
@@ -23,6 +23,7 @@ from ..targets.contract import (
     WeightFormat,
 )
 from ..targets.gguf_mixes import BFLOAT16
+from ..targets.recipes import FLOAT8
 from . import reference
 from .checkpoint import Checkpoint
 from .families import family
@@ -56,6 +57,8 @@ class Rounded:
 
     def rows(self, start: int, stop: int) -> Float32:
         form = self.weights.format(self.name)
+        if form == FLOAT8:
+            return float8.dequantize(*float8.quantize(self.weights.source(self.name).rows(start, stop)))
         if form.is_float:
             return _narrowed(self.weights.source(self.name).rows(start, stop), form)
         if form.is_block:

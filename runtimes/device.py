@@ -2,11 +2,11 @@
 
 import os
 import platform
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .base import InexactRuntime, Runtime
+from ..targets.probe import Proof
+from .base import InexactRuntime, Runtime, proof
 from .select import installed, runtimes
 
 # Of these instruction sets engines make use; names as Linux and macOS give them.
@@ -28,13 +28,17 @@ class Processor:
 
 @dataclass(frozen=True)
 class RuntimeFacts:
-    """One runtime here: its package's version, why it cannot be used (None: it can), what is inexact in it (None: nothing)."""
+    """One runtime here: its package's version, why it cannot be used (None: it can), what is inexact in it (None: nothing).
+
+    `proof` is "executed" where the engine itself runs, and says what stands in for it where it does not.
+    """
 
     name: str
     target: str
     version: str | None
     reason: str | None
     inexact: str | None
+    proof: Proof
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ def doctor() -> DeviceFacts:
 
 def _runtime_facts(runtime: Runtime) -> RuntimeFacts:
     inexact = runtime.inexact if isinstance(runtime, InexactRuntime) else None
-    return RuntimeFacts(runtime.name, runtime.target, installed(runtime.package), runtime.usable(), inexact)
+    return RuntimeFacts(
+        runtime.name, runtime.target, installed(runtime.package), runtime.usable(), inexact, proof(runtime)
+    )
 
 
 def processor() -> Processor:
@@ -95,19 +101,6 @@ def physical_cores() -> int:
     if not all(path.is_file() for path in siblings):
         return usable_cores()
     return len({path.read_text(encoding="utf-8") for path in siblings})
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held so far: resident, in bytes; 0 where the system does not tell."""
-    if sys.platform == "win32":
-        return 0
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would count what the parent held when it started this process
-        return int(_fields(status.read_text(encoding="utf-8"))["VmHWM"].split()[0]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes
 
 
 def _processor_information() -> dict[str, str]:

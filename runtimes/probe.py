@@ -12,9 +12,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from ..targets import manifest as manifests
 from ..targets.contract import OssicleError
+from ..targets.memory import peak_memory
 from ..targets.probe import Answer, Kind, Report, Request, read_requests, write_report
-from .device import peak_memory
+from .base import proof
+from .select import select
 from .session import Reply, Session, load
 
 FORBIDDEN = ("torch", "transformers")
@@ -33,11 +36,12 @@ def answer(session: Session, request: Request) -> Answer:
 def report(bundle: Path, requests: Sequence[Request], *, engine: str = "auto", threads: int = 0) -> Report:
     """All answers of a bundle, and what gave them."""
     started = perf_counter()
-    with load(bundle, engine=engine, threads=threads, allow_failed=True) as session:
+    runtime = select(manifests.read(bundle), engine)
+    with load(bundle, engine=runtime, threads=threads, allow_failed=True) as session:
         loaded = perf_counter() - started
         answers = tuple(answer(session, request) for request in requests)
         modules = tuple(sorted({name.partition(".")[0] for name in sys.modules}))
-        return Report(session.engine, _versions(modules), modules, loaded, peak_memory(), answers)
+        return Report(session.engine, proof(runtime), _versions(modules), modules, loaded, peak_memory(), answers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -99,7 +99,8 @@ class WeightFormat:
 
     Without a `kind`, `bits` 32 and 16 are IEEE floats, and 8 and 4 are groupwise integers along the last axis: `group`
     neighbours share one float16 scale (and one zero point unless `symmetric`). A `kind` names a format of its own:
-    "bfloat16", or one of GGUF's blocks of `group` neighbours, whose levels have so many bits ("Q4_K", "Q6_K", ...).
+    "bfloat16", "float8_e4m3fn" with a float16 scale for every row, or one of GGUF's blocks of `group` neighbours, whose
+    levels have so many bits ("Q4_K", "Q6_K", ...).
     """
 
     bits: Literal[32, 16, 8, 6, 5, 4, 3]
@@ -114,7 +115,7 @@ class WeightFormat:
     @property
     def is_block(self) -> bool:
         """Whether it is one of GGUF's own block formats."""
-        return bool(self.kind) and not self.is_float
+        return bool(self.kind) and self.group > 0
 
     @property
     def name(self) -> str:

@@ -64,7 +64,7 @@ class Onnx:
         planned = place(stage, recipe, weights)
         (folder / planned.file).parent.mkdir(parents=True, exist_ok=True)
         streaming.fill(planned.layout, [folder / path for path in planned.data], progress, f"onnx {stage.name}")
-        _save(planned, folder)
+        save(planned, folder)
         files = tuple(file_entry(folder, folder / path) for path in (planned.file, *planned.data))
         graph = planned.model.graph
         return Artifact(
@@ -104,7 +104,8 @@ def _holds(form: WeightFormat) -> bool:
     return not form.kind and (form.is_float or form.group in _GROUPS)
 
 
-def _save(planned: Planned, folder: Path) -> None:
+def save(planned: Planned, folder: Path) -> None:
+    """Write the graph of a planned stage under `folder`; its data is written apart."""
     import onnx_ir as ir
 
     proto = ir.to_proto(planned.model)

@@ -12,6 +12,7 @@ INT8 = WeightFormat(8, 32)
 INT4 = WeightFormat(4, 32)
 INT4_ASYMMETRIC = WeightFormat(4, 32, symmetric=False)
 INT4_WIDE = WeightFormat(4, 128)
+FLOAT8 = WeightFormat(8, kind="float8_e4m3fn")  # with a float16 scale for every row
 
 # Engines add float32 numbers up in their own order. ONNX Runtime stays within 1e-4 of torch on the shipped model,
 # llama.cpp goes a little beyond in long recordings.
@@ -80,6 +81,15 @@ RECIPES: Mapping[str, Recipe] = {
         _int4("int4", INT4),
         _int4("int4-asymmetric", INT4_ASYMMETRIC),
         _int4("int4-g128", INT4_WIDE),
+        Recipe(
+            "fp8",
+            encoder=FLOAT8,
+            embedding=INT8,
+            decoder=FLOAT8,
+            lm_head=FLOAT8,
+            compute="float16",
+            thresholds=Thresholds(kl=0.02, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.95, wer=0.02),
+        ),
         Recipe(
             "bf16",
             encoder=FLOAT32,  # which holds bfloat16 exactly, and which other engines than llama.cpp can run

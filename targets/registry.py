@@ -1,8 +1,9 @@
 """The targets there are, by the word the user types."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import distributions
+from typing import Any
 
 from .contract import RecipeError, Target
 
@@ -11,8 +12,8 @@ _TARGETS = {
     "openvino": ("openvino", "Openvino"),
     "gguf": ("gguf", "Gguf"),
     "coreml": ("coreml", "Coreml"),
+    "tensorrt": ("tensorrt", "Tensorrt"),
 }
-_SPLIT = ("gguf",)  # formats of which a model can be several files of a size that the user gives
 
 # Formats whose engine takes audio embeddings from another's encoder, and the one to build beside where there is no other.
 ENCODER_BESIDE = {"gguf": "onnx"}
@@ -29,17 +30,12 @@ def names() -> tuple[str, ...]:
 def tools(targets: Iterable[str]) -> dict[str, str]:
     """The versions of the packages that decide what these targets' files hold, of those that are installed."""
     packages = sorted({package for name in targets for package in _TOOLS.get(name, ())})
-    found = ((package, next(distributions(name=package), None)) for package in packages)
+    found = ((package, next(iter(distributions(name=package)), None)) for package in packages)
     return {package: one.version for package, one in found if one is not None}
 
 
-def splits(targets: Sequence[str]) -> bool:
-    """Whether any of these targets makes several files of a model where a size is given."""
-    return any(name in _SPLIT for name in targets)
-
-
-def target(name: str, split_bytes: int | None = None) -> Target:
-    """The target of this name. `split_bytes` is the most that one file of a model may hold, where the format has several.
+def target(name: str, **options: Any) -> Target:
+    """The target of this name; `options` are those that its class has.
 
     Raises:
         RecipeError: there is none.
@@ -47,6 +43,5 @@ def target(name: str, split_bytes: int | None = None) -> Target:
     if name not in _TARGETS:
         raise RecipeError(f"target '{name}' is unknown (there are: {', '.join(_TARGETS)}). See: ossicle targets")
     module, kind = _TARGETS[name]
-    options = {"split_bytes": split_bytes} if name in _SPLIT else {}
     made: Target = getattr(import_module(f".{module}", __package__), kind)(**options)
     return made

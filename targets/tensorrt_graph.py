@@ -1,7 +1,8 @@
 """ONNX graphs as TensorRT parses them: ONNX's own operators alone, keys and values written into a cache in place.
 
-TensorRT takes neither the operators of com.microsoft nor an Attention that has a past. So new keys and values are scattered into
-the cache, which is both an input and an output and of one length, and attention reads as much of it as the mask is wide.
+TensorRT takes neither the operators of com.microsoft nor an Attention that has a past. So new keys and values are scattered
+into the cache, which is both an input and an output, and attention reads as much of it as the mask is wide. A cache's length is
+a number, since TensorRT scatters into no other.
 """
 
 from collections.abc import Mapping
@@ -13,19 +14,18 @@ from .onnx_graph import graph as onnx_graph
 from .onnx_graph import last
 
 OPSET = 24  # TensorScatter
-LENGTH = "cache_length"
 
 
-def graph(stage: TracedStage, recipe: Recipe) -> Any:
-    """The onnx_ir.Model of a traced stage in the forms that TensorRT has, weights without values."""
-    model = onnx_graph(cached(stage), recipe, _forms())
+def graph(stage: TracedStage, recipe: Recipe, length: int) -> Any:
+    """The onnx_ir.Model of a traced stage in the forms that TensorRT has, caches of `length` tokens, weights without values."""
+    model = onnx_graph(cached(stage, length), recipe, _forms())
     model.opset_imports[""] = OPSET
     return model
 
 
-def cached(stage: TracedStage) -> TracedStage:
-    """The stage with its keys and values, before and after a run, as one cache of a fixed length."""
-    return replace(stage, inputs=_in_place(stage.inputs), outputs=_in_place(stage.outputs))
+def cached(stage: TracedStage, length: int) -> TracedStage:
+    """The stage with its keys and values, before and after a run, as one cache of `length` tokens."""
+    return replace(stage, inputs=_in_place(stage.inputs, length), outputs=_in_place(stage.outputs, length))
 
 
 def is_cache(port: Port) -> bool:
@@ -33,9 +33,9 @@ def is_cache(port: Port) -> bool:
     return port.name.startswith(("past_key_values.", "present."))
 
 
-def _in_place(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+def _in_place(ports: tuple[Port, ...], length: int) -> tuple[Port, ...]:
     return tuple(
-        replace(port, shape=(*port.shape[:2], LENGTH, *port.shape[3:])) if is_cache(port) else port for port in ports
+        replace(port, shape=(*port.shape[:2], length, *port.shape[3:])) if is_cache(port) else port for port in ports
     )
 
 
@@ -132,11 +132,10 @@ def _attend(query: Any, key: Any, value: Any, scale: float, mask: Any = None) ->
     import torch
 
     inputs = (query, key, value) if mask is None else (query, key, value, mask)
-    mixed = torch.onnx.ops.symbolic(
-        "Attention", inputs, attrs={"scale": scale}, dtype=query.dtype, shape=query.shape
-    )
+    mixed = torch.onnx.ops.symbolic("Attention", inputs, attrs={"scale": scale}, dtype=query.dtype, shape=query.shape)
     return mixed.transpose(1, 2).flatten(2)
 
 
 def _attention(query: Any, key: Any, value: Any, heads: int, scale: float) -> Any:
-    return _attend(*(_by_head(values, heads) for values in (query, key, value)), scale)
+    query, key, value = (_by_head(values, heads) for values in (query, key, value))
+    return _attend(query, key, value, scale)

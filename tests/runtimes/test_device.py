@@ -2,7 +2,8 @@
 
 import psutil
 import pytest
-from ossicle.runtimes.device import doctor, peak_memory, usable_cores
+from ossicle.runtimes.device import doctor, usable_cores
+from ossicle.targets.memory import peak_memory
 
 
 def test_facts_of_the_machine() -> None:

@@ -1,0 +1,289 @@
+"""TensorRT engines: what is asked for, whether this machine can build it, and the engines built of a bundle's graphs.
+
+TensorRT for RTX ("rtx") builds with no GPU, for every RTX GPU from Ampere on or for compute capabilities named. Classic
+TensorRT ("trt") builds on the GPU that the engine is for. Each engine is built in a process of its own (tensorrt_build.py),
+whose memory is given back and can be measured. Engines are not the same bytes from build to build.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from . import manifest as manifests
+from . import memory
+from .contract import Artifact, BuildError, BundleFile, Port, Progress
+from .manifest import Manifest, file_entry
+
+SUFFIX = ".engine"
+CACHE = "OSSICLE_TENSORRT_CACHE"  # names a folder for classic TensorRT's timing caches
+
+# Measured on decoders of 150 MB to 1.6 GB: what a build held at most, as so much and so many times the weights.
+_BASE, _TIMES = 400_000_000, 3.5
+
+
+@dataclass(frozen=True)
+class Package:
+    """What builds engines of a kind, and how it is installed."""
+
+    module: str
+    name: str
+    install: str
+
+
+PACKAGES: Mapping[str, Package] = {
+    "rtx": Package("tensorrt_rtx", "tensorrt-rtx", 'pip install "ossicle[tensorrt]"'),
+    "trt": Package("tensorrt", "tensorrt", "pip install tensorrt"),
+}
+KINDS = ("auto", *PACKAGES, "none")
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Which engines are built, and what they are prepared for.
+
+    With "auto", of TensorRT for RTX where it is installed and memory allows, else none; a kind named is built or refused.
+    """
+
+    kind: str = "auto"
+    compute_capabilities: tuple[int, ...] = ()  # of "rtx", as 89; (): every RTX GPU from Ampere on
+    context: int = 8192  # tokens that the cache of one sequence holds
+    prompt: int = 2048  # tokens that are read at a time
+    batch: int = 8  # sequences that step together, windows that are encoded together
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """An engine that was built, as the file beside it tells."""
+
+    kind: Literal["rtx", "trt"]
+    version: str
+    compute_capabilities: tuple[int, ...]  # (): every RTX GPU from Ampere on
+    device: str  # the GPU it was built on; "" where none was needed
+    profiles: Sequence[Mapping[str, Sequence[Sequence[int]]]]  # least, usual and greatest shape of every input
+    size: int  # bytes
+    seconds: float
+    peak_memory: int  # bytes
+    warnings: tuple[str, ...]
+
+
+def check(engines: Engines) -> None:
+    """Refuse engines that cannot be built here.
+
+    Raises:
+        BuildError: listing everything that speaks against it.
+    """
+    if engines.kind not in KINDS:
+        raise BuildError(f"engine '{engines.kind}' is unknown (it can be: {', '.join(KINDS)}). Give another --engine")
+    faults = [
+        f"{name} {getattr(engines, name)} is not possible (it can be: above 0)"
+        for name in ("context", "prompt", "batch")
+        if getattr(engines, name) < 1
+    ]
+    if engines.kind in PACKAGES:
+        faults += _package_faults(PACKAGES[engines.kind])
+    if engines.compute_capabilities:
+        faults += _capability_faults(engines)
+    if faults:
+        raise BuildError(f"engines for target 'tensorrt' cannot be built: {'; '.join(faults)}")
+
+
+def needed(weights: int) -> int:
+    """Bytes of memory that building an engine of a graph with so many bytes of weights takes."""
+    return _BASE + int(_TIMES * weights)
+
+
+def refusal(engines: Engines, stage: str, weights: int) -> str | None:
+    """Why no engine of a stage is built here, with the command that builds one elsewhere; None where one is."""
+    if engines.kind == "none":
+        return "none was asked for. Build it on the device with: ossicle engine BUNDLE"
+    package = PACKAGES["rtx" if engines.kind == "auto" else engines.kind]
+    if find_spec(package.module) is None:
+        return (
+            f"package {package.name} is not installed. Install it with: {package.install}, then: ossicle engine BUNDLE"
+        )
+    free = memory.available()
+    if free is not None and needed(weights) > free:
+        return (
+            f"building the engine of '{stage}' takes about {needed(weights) / 1e9:.1f} GB of memory for its "
+            f"{weights / 1e9:.1f} GB of weights, and {free / 1e9:.1f} GB are free here. "
+            "Build it on a machine that has them with: ossicle engine BUNDLE"
+        )
+    return None
+
+
+def build(artifact: Artifact, engines: Engines, folder: Path, progress: Progress) -> Artifact:
+    """A stage's artifact with the engine built of its graph beside it, or with the reason why there is none.
+
+    Raises:
+        BuildError: an engine of a kind that was named cannot be built, with the reason.
+    """
+    bare = _without_engine(artifact)
+    reason = refusal(engines, artifact.stage, artifact.memory.weights)
+    if reason and engines.kind in PACKAGES:
+        raise BuildError(f"no engine can be built: {reason}. Without it: --engine none")
+    if reason:
+        return replace(bare, requirements={**bare.requirements, "no_engine": reason})
+    progress.start(f"tensorrt {artifact.stage} engine", 1, "engines")
+    path = (folder / graph_file(bare).path).with_suffix(SUFFIX)
+    facts = _run(_request(bare, engines, folder, path), artifact.stage)
+    progress.advance(1)
+    described = path.with_name(f"{path.name}.json")
+    described.write_text(json.dumps(asdict(facts), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    files = (*bare.files, *(file_entry(folder, one) for one in (path, described)))
+    return replace(bare, files=files, requirements={**bare.requirements, **_limits(engines)})
+
+
+def add(folder: Path, engines: Engines, progress: Progress) -> Manifest:
+    """The manifest of the bundle in `folder`, brought up to date, with engines built of its graphs.
+
+    Raises:
+        BuildError: it has no graphs for TensorRT, or an engine cannot be built.
+    """
+    manifest = manifests.read(folder)
+    if not any(artifact.target == "tensorrt" for artifact in manifest.artifacts):
+        raise BuildError(
+            f"bundle '{folder}' has no artifacts for target tensorrt. "
+            "Build it with: ossicle build CHECKPOINT --target tensorrt"
+        )
+    check(engines)
+    artifacts = tuple(
+        build(artifact, engines, folder, progress) if artifact.target == "tensorrt" else artifact
+        for artifact in manifest.artifacts
+    )
+    manifest = replace(manifest, artifacts=artifacts)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".engines-") as draft:
+        manifests.write(Path(draft), manifest)
+        os.replace(Path(draft) / manifests.NAME, folder / manifests.NAME)
+    return manifest
+
+
+def facts(folder: Path, artifact: Artifact) -> EngineFacts | None:
+    """What is known of an artifact's engine; None where it has none."""
+    path = next((file.path for file in artifact.files if file.path.endswith(f"{SUFFIX}.json")), None)
+    return None if path is None else read_facts(folder / path)
+
+
+def read_facts(path: Path) -> EngineFacts:
+    """The facts in the file beside an engine."""
+    held = json.loads(path.read_text(encoding="utf-8"))
+    lists = {name: tuple(held[name]) for name in ("compute_capabilities", "warnings")}
+    return EngineFacts(**held | lists)
+
+
+def graph_file(artifact: Artifact) -> BundleFile:
+    """The graph of an artifact."""
+    return next(file for file in artifact.files if file.path.endswith(".onnx"))
+
+
+def profiles(stage: str, inputs: Sequence[Port], engines: Engines) -> list[dict[str, list[list[int]]]]:
+    """For each way in which a stage is run, the least, usual and greatest shape of every input; of a number, its values."""
+    return [
+        {port.name: [_shape(port, sizes, index) for index in range(3)] for port in inputs}
+        for sizes in _sizes(stage, engines)
+    ]
+
+
+def _sizes(stage: str, engines: Engines) -> list[dict[str, tuple[int, int, int]]]:
+    """Dimensions and numbers by name. A decoder reads one prompt at a time, or steps with every sequence."""
+    usual = min(512, engines.prompt)
+    slots = (1, min(1024, engines.context), engines.context)
+    if stage == "audio_encoder":
+        return [{"num_windows": (1, 1, engines.batch)}]
+    if stage == "embed_tokens":
+        return [{"batch_size": (1, 1, 1), "sequence_length": (1, usual, max(engines.prompt, engines.batch))}]
+    step = {
+        "batch_size": (1, 1, engines.batch),
+        "sequence_length": (1, 1, 1),
+        "total_sequence_length": slots,
+        "num_logits_to_keep": (1, 1, 1),
+    }
+    prompt = {
+        "batch_size": (1, 1, 1),
+        "sequence_length": (1, usual, engines.prompt),
+        "total_sequence_length": slots,
+        "num_logits_to_keep": (0, 1, engines.prompt),
+    }
+    return [step, prompt]
+
+
+def _shape(port: Port, sizes: Mapping[str, tuple[int, int, int]], index: int) -> list[int]:
+    if not port.shape:
+        return [sizes[port.name][index]]
+    return [size if isinstance(size, int) else sizes[size][index] for size in port.shape]
+
+
+def _limits(engines: Engines) -> dict[str, str]:
+    return {"prompt": str(engines.prompt), "batch": str(engines.batch)}
+
+
+def _without_engine(artifact: Artifact) -> Artifact:
+    files = tuple(file for file in artifact.files if SUFFIX not in Path(file.path).name)
+    requirements = {name: value for name, value in artifact.requirements.items() if name != "no_engine"}
+    return replace(artifact, files=files, requirements=requirements)
+
+
+def _request(artifact: Artifact, engines: Engines, folder: Path, engine: Path) -> dict[str, Any]:
+    kind = "rtx" if engines.kind == "auto" else engines.kind
+    return {
+        "kind": kind,
+        "package": PACKAGES[kind].module,
+        "graph": str(folder / graph_file(artifact).path),
+        "engine": str(engine),
+        "compute_capabilities": list(engines.compute_capabilities),
+        "scalars": [port.name for port in artifact.inputs if not port.shape],
+        "profiles": profiles(artifact.stage, artifact.inputs, engines),
+        "timing_caches": os.environ.get(CACHE) if kind == "trt" else None,
+    }
+
+
+def _run(request: Mapping[str, Any], stage: str) -> EngineFacts:
+    with tempfile.TemporaryDirectory(prefix="ossicle-engine-") as folder:
+        asked, told = Path(folder) / "request.json", Path(folder) / "facts.json"
+        asked.write_text(json.dumps(request), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", f"{__package__}.tensorrt_build", str(asked), str(told)],
+            env=os.environ | {"PYTHONSAFEPATH": "1"},  # nothing that lies in the working folder is imported
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            reason = done.stderr.strip().rpartition("\n")[2] or f"its process ended with status {done.returncode}"
+            raise BuildError(f"the engine of '{stage}' was not built: {reason}. Build without engines: --engine none")
+        return read_facts(told)
+
+
+def _package_faults(package: Package) -> list[str]:
+    if find_spec(package.module) is None:
+        return [f"package {package.name} is not installed. Install it with: {package.install}"]
+    return []
+
+
+def _capability_faults(engines: Engines) -> list[str]:
+    if engines.kind == "trt":
+        return ["TensorRT builds for the GPU of the machine alone, so a compute capability is not for --engine trt"]
+    package = PACKAGES["rtx"]
+    if find_spec(package.module) is None:
+        return [] if engines.kind == "rtx" else _package_faults(package)
+    possible = capabilities(import_module(package.module))
+    unknown = [number for number in engines.compute_capabilities if number not in possible]
+    if not unknown:
+        return []
+    return [
+        f"compute capability {', '.join(map(str, unknown))} cannot be built for "
+        f"(it can be: {', '.join(map(str, possible))})"
+    ]
+
+
+def capabilities(package: Any) -> list[int]:
+    """The compute capabilities that TensorRT for RTX builds for, as numbers such as 89."""
+    names = package.ComputeCapability.__members__
+    return sorted(int(name.removeprefix("SM")) for name in names if name.startswith("SM"))
