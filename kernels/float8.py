@@ -42,4 +42,5 @@ def dequantize(codes: UInt8, scales: Float16) -> Float32:
 def _e4m3() -> np.dtype[Any]:
     import ml_dtypes
 
-    return np.dtype(ml_dtypes.float8_e4m3fn)
+    kind: np.dtype[Any] = np.dtype(ml_dtypes.float8_e4m3fn)
+    return kind
