@@ -5,6 +5,7 @@ Compiled models are kept in the folder that the environment variable OSSICLE_OPE
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import numpy as np
 
 from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
-from . import openvino_models
+from . import openvino_models, openvino_static
 from .artifacts import stage_file
 from .base import Encoder, Engine, Options, Sequences, check_options
 from .openvino_stateful import StatefulDecoder
+from .openvino_static import StaticDecoder
 
 DEVICES = ("cpu", "gpu", "npu", "auto")
 CACHE = "OSSICLE_OPENVINO_CACHE"
 ENCODER = "openvino_audio_encoder_model.xml"
-EMBEDDINGS, DECODER = "openvino_text_embeddings_model.xml", "openvino_language_model.xml"
+EMBEDDINGS = "openvino_text_embeddings_model.xml"
+DECODER, STATELESS = "openvino_language_model.xml", "openvino_language_model_stateless.xml"
 GROUP = 128  # neighbours that share a scale where activations are quantized on the fly
 KV_CACHES = {"float32": "f32", "float16": "f16", "int8": "u8"}
 
@@ -39,16 +42,18 @@ class OpenVino:
             return f'package openvino cannot be imported: {reason}. Install it with: pip install "ossicle[openvino]"'
         return None
 
+    def __init__(self, static: Sequence[str] = ("npu",)) -> None:
+        self._static = static  # devices whose decoder has fixed shapes and no state
+
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
         models = _Models(self._core(options), folder, manifest, options)
-        encoder = models.compiled("audio_encoder", ENCODER)
-        embedding = models.compiled("embed_tokens", EMBEDDINGS)
-        decoder = StatefulDecoder(models.compiled("decoder", DECODER))
-        return OpenVinoEngine(encoder, embedding, decoder, options.provider)
+        static = options.provider in self._static
+        decoder = models.static_decoder() if static else models.stateful_decoder()
+        return OpenVinoEngine(models.encoder(), models.embedding(), decoder, options.provider)
 
     def open_encoder(self, folder: Path, manifest: Manifest, options: Options) -> Encoder:
         models = _Models(self._core(options), folder, manifest, options)
-        return OpenVinoEncoder(models.compiled("audio_encoder", ENCODER), options.provider)
+        return OpenVinoEncoder(models.encoder(), options.provider)
 
     def _core(self, options: Options) -> Any:
         if reason := self.usable():
@@ -61,7 +66,7 @@ class OpenVino:
             self.name,
             options,
             providers=[device for device in DEVICES if device in present],
-            kv_caches=tuple(KV_CACHES),
+            kv_caches=("float32",) if options.provider in self._static else tuple(KV_CACHES),
         )
         return core
 
@@ -74,7 +79,6 @@ class OpenVinoEncoder:
         self._model = model
 
     def encode(self, mel: Float32) -> Float32:
-        # One window at a time: a batch takes the memory of all its windows at once.
         inputs = [{"audio_values": mel[i : i + 1]} for i in range(len(mel))]
         windows = [openvino_models.run(self._model, window)["audio_features"] for window in inputs]
         return np.asarray(np.concatenate(windows), np.float32)
@@ -86,7 +90,7 @@ class OpenVinoEncoder:
 class OpenVinoEngine:
     """An opened bundle."""
 
-    def __init__(self, encoder: Any, embedding: Any, decoder: StatefulDecoder, device: str) -> None:
+    def __init__(self, encoder: Any, embedding: Any, decoder: StatefulDecoder | StaticDecoder, device: str) -> None:
         self.name = f"openvino-{device}"
         self._encoder = OpenVinoEncoder(encoder, device)
         self._embedding = embedding
@@ -130,17 +134,43 @@ class _Models:
         self._manifest = manifest
         self._options = options
 
-    def compiled(self, stage: str, xml: str) -> Any:
-        """The model of a stage whose xml is so named, ready to run."""
-        path, data = (
-            stage_file(self._folder, self._manifest, RUNTIME, stage, name)
-            for name in (xml, xml.replace("_stateless", "").replace(".xml", ".bin"))
-        )
-        model = openvino_models.read(self._core, path, data)
-        if stage == "decoder":
-            openvino_models.keep_last(model)
-        told = settings(self._manifest.recipe, self._options, self._core.available_devices)
-        return openvino_models.compiled(self._core, model, path, self._options.provider.upper(), told)
+    def encoder(self) -> Any:
+        """The audio encoder for one window at a time: a batch takes the memory of all its windows at once."""
+        model, path = self._read("audio_encoder", ENCODER)
+        audio = self._manifest.audio
+        model.reshape({"audio_values": [1, audio.mel_bins, audio.window_frames]})
+        return self._compiled(model, path, self._options.provider)
+
+    def embedding(self) -> Any:
+        """The token embedding, on the CPU whatever the device: it looks rows up."""
+        return self._compiled(*self._read("embed_tokens", EMBEDDINGS), "cpu")
+
+    def stateful_decoder(self) -> StatefulDecoder:
+        """The decoder that keeps keys and values itself."""
+        model, path = self._read("decoder", DECODER)
+        openvino_models.keep_last(model)
+        return StatefulDecoder(self._compiled(model, path, self._options.provider))
+
+    def static_decoder(self) -> StaticDecoder:
+        """The decoder that is handed its keys and values."""
+        columns = min(openvino_static.COLUMNS, self._manifest.text.context)
+
+        def compiled(width: int) -> Any:
+            model, path = self._read("decoder", STATELESS)
+            openvino_static.fix(model, width, columns)
+            return self._compiled(model, path, self._options.provider)
+
+        return StaticDecoder(compiled, columns)
+
+    def _read(self, stage: str, xml: str) -> tuple[Any, Path]:
+        names = (xml, xml.replace("_stateless", "").replace(".xml", ".bin"))
+        path, data = (stage_file(self._folder, self._manifest, RUNTIME, stage, name) for name in names)
+        return openvino_models.read(self._core, path, data), path
+
+    def _compiled(self, model: Any, path: Path, device: str) -> Any:
+        options = replace(self._options, provider=device)
+        told = settings(self._manifest.recipe, options, self._core.available_devices)
+        return openvino_models.compiled(self._core, model, path, device.upper(), told)
 
 
 def settings(recipe: Mapping[str, Any], options: Options, devices: Sequence[str] = ("CPU",)) -> dict[str, Any]:
