@@ -135,6 +135,8 @@ def facts(found: Any) -> None:
 
 
 def _state(runtime: Any) -> str:
+    if runtime.proof != "executed":
+        return runtime.reason or f"{runtime.proof} only: proves bundles here, and runs them by name"
     return runtime.reason or (f"works here, inexact: {runtime.inexact}" if runtime.inexact else "works here")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..targets.contract import Float32, Thresholds
+from ..targets.probe import Proof
 from .speech import word_errors
 
 
@@ -84,11 +85,11 @@ class Check:
 
 @dataclass(frozen=True)
 class TargetVerification:
-    """One target's artifacts. `proof` says how they were judged: "executed", by the engine named."""
+    """One target's artifacts, and what the engine that is named says of them."""
 
     target: str
     engine: str
-    proof: str
+    proof: Proof
     checks: tuple[Check, ...]
     figures: Figures
     clips: tuple[Comparison, ...] = field(repr=False)
@@ -115,7 +116,7 @@ class Verification:
 
 
 def judge(
-    target: str, engine: str, clips: Sequence[Comparison], thresholds: Thresholds, proof: str = "executed"
+    target: str, engine: str, proof: Proof, clips: Sequence[Comparison], thresholds: Thresholds
 ) -> TargetVerification:
     """A target's comparisons summed up and held against the thresholds."""
     figures = summarize(clips)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..targets import manifest as manifests
-from ..targets.contract import BundleFile, EngineError, Float32, Progress, VerificationError
+from ..targets.contract import BundleFile, EngineError, Float32, Progress, Thresholds, VerificationError
 from ..targets.manifest import AdapterSource, Manifest
 from ..targets.probe import Answer, Report, Request, command, read_report, write_requests
 from . import reference, stored
@@ -81,7 +81,7 @@ def verify(
         rounded = stored.keep(checkpoint, recipe, kept, progress) if stored.rounds(recipe) else [None] * len(kept)
         entries = [Kept(clip, path, beside) for (clip, path), beside in zip(kept, rounded, strict=True)]
         targets = tuple(
-            judge(target, *_compare(bundle, target, runner, entries, progress), recipe.thresholds)
+            _judged(bundle, target, runner, entries, recipe.thresholds, progress)
             for target, runner in _runners(manifest, engine).items()
         )
     return Verification(manifest.name, recipe.name, spoken.name, spoken.sha256, recipe.thresholds, targets)
@@ -188,24 +188,22 @@ def ask(bundle: Path, questions: Sequence[Request], *, engine: str = "auto") -> 
         return read_report(answers)
 
 
-def _compare(
-    bundle: Path, target: str, runner: str, kept: Sequence[Kept], progress: Progress | None
-) -> tuple[str, list[Comparison]]:
+def _judged(
+    bundle: Path, target: str, runner: str, kept: Sequence[Kept], thresholds: Thresholds, progress: Progress | None
+) -> TargetVerification:
     if progress:
         progress.start(f"verify {target}", len(kept), "clips")
     comparisons: list[Comparison] = []
-    engine = ""
     for chunk in _chunks(kept):
         questions = [request for reading, _ in chunk for request in requests(reading)]
         report = ask(bundle, questions, engine=runner)
-        engine = report.engine
         answers = iter(report.answers)
         comparisons += [
             compare(reading, [next(answers) for _ in requests(reading)], rounded) for reading, rounded in chunk
         ]
         if progress:
             progress.advance(len(chunk))
-    return engine, comparisons
+    return judge(target, report.engine, report.proof, comparisons, thresholds)
 
 
 def _chunks(kept: Sequence[Kept]) -> Iterator[list[tuple[Reading, StoredReading | None]]]:

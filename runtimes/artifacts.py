@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..targets.contract import EngineError
+from ..targets.contract import Artifact, EngineError
 from ..targets.manifest import Manifest
 from .base import Runtime
 
@@ -13,13 +13,7 @@ def stage_file(folder: Path, manifest: Manifest, runtime: Runtime, stage: str, s
     Raises:
         EngineError: the bundle has no such stage, or it has no or several such files.
     """
-    artifact = next((a for a in manifest.artifacts if (a.target, a.stage) == (runtime.target, stage)), None)
-    if artifact is None:
-        held = ", ".join(f"{a.stage} for {a.target}" for a in manifest.artifacts) or "nothing"
-        raise EngineError(
-            f"engine '{runtime.name}' needs '{stage}' for target {runtime.target}, and bundle '{folder}' has: {held}. "
-            f"Build it with: ossicle build CHECKPOINT --target {runtime.target}"
-        )
+    artifact = stage_artifact(folder, manifest, runtime, stage)
     paths = [file.path for file in artifact.files if file.path.endswith(suffix)]
     if len(paths) != 1:
         raise EngineError(
@@ -27,3 +21,19 @@ def stage_file(folder: Path, manifest: Manifest, runtime: Runtime, stage: str, s
             "Build the bundle again: ossicle build"
         )
     return folder / paths[0]
+
+
+def stage_artifact(folder: Path, manifest: Manifest, runtime: Runtime, stage: str) -> Artifact:
+    """What a stage is for a runtime's target.
+
+    Raises:
+        EngineError: the bundle has no such stage.
+    """
+    for artifact in manifest.artifacts:
+        if (artifact.target, artifact.stage) == (runtime.target, stage):
+            return artifact
+    held = ", ".join(f"{a.stage} for {a.target}" for a in manifest.artifacts) or "nothing"
+    raise EngineError(
+        f"engine '{runtime.name}' needs '{stage}' for target {runtime.target}, and bundle '{folder}' has: {held}. "
+        f"Build it with: ossicle build CHECKPOINT --target {runtime.target}"
+    )

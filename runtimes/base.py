@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
+from ..targets.probe import Proof
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,13 @@ class Listener(Engine, Protocol):
         """Audio embeddings [windows, tokens, hidden] of a recording [samples] at the bundle's rate."""
 
 
+@runtime_checkable
+class BoundedEngine(Engine, Protocol):
+    """An engine whose artifacts have room for so many tokens, whatever the model itself could take."""
+
+    context: int
+
+
 class Runtime(Protocol):
     """One engine as a kind: what it is called, what it runs, whether it works here."""
 
@@ -110,6 +118,15 @@ class InexactRuntime(Runtime, Protocol):
 
 
 @runtime_checkable
+class ProvingRuntime(Runtime, Protocol):
+    """A runtime that may stand in for the engine that its artifacts are made for; then it proves, and is never chosen."""
+
+    @property
+    def proof(self) -> Proof:
+        """What running it here says of its artifacts."""
+
+
+@runtime_checkable
 class EncoderRuntime(Runtime, Protocol):
     """A runtime that also opens the audio encoder of a bundle alone."""
 
@@ -119,6 +136,11 @@ class EncoderRuntime(Runtime, Protocol):
         Raises:
             EngineError: the engine is missing, or it refused the artifact.
         """
+
+
+def proof(runtime: Runtime) -> Proof:
+    """What running it here says of its artifacts: of an ordinary one, that their engine executed them."""
+    return runtime.proof if isinstance(runtime, ProvingRuntime) else "executed"
 
 
 def check_options(

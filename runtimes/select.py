@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ..targets.contract import EngineError
 from ..targets.manifest import Manifest
-from .base import InexactRuntime, Runtime
+from .base import InexactRuntime, Runtime, proof
 
 # Modules beside this one that hold a RUNTIME, best first.
-NAMES = ("onnxruntime", "openvino", "llamacpp", "llamacpp_mtmd")
+NAMES = ("onnxruntime", "openvino", "llamacpp", "llamacpp_mtmd", "coreml")
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,33 @@ def choices(manifest: Manifest, candidates: Sequence[Runtime]) -> tuple[Choice, 
 
 
 def select(manifest: Manifest, engine: str = "auto", candidates: Sequence[Runtime] | None = None) -> Runtime:
-    """The runtime of this name, or with "auto" the first exact one that can run the bundle here.
+    """The runtime of this name, or with "auto" the first that runs the bundle here exactly and on the engine it is made for.
 
     Raises:
         EngineError: there is none; every refusal with its reason.
     """
     candidates = runtimes() if candidates is None else candidates
-    exact = [runtime for runtime in candidates if not isinstance(runtime, InexactRuntime)]
-    named = exact if engine == "auto" else [runtime for runtime in candidates if runtime.name == engine]
+    named = [runtime for runtime in candidates if engine in ("auto", runtime.name)]
     if not named:
         possible = ", ".join(["auto", *(runtime.name for runtime in candidates)])
         raise EngineError(f"engine '{engine}' is unknown (it can be: {possible}). See them with: ossicle doctor")
     ranked = choices(manifest, named)
+    if engine == "auto":
+        ranked = tuple(Choice(choice.runtime, choice.reason or _unchosen(choice.runtime)) for choice in ranked)
     for choice in ranked:
         if choice.reason is None:
             return choice.runtime
     reasons = "; ".join(f"{choice.runtime.name}: {choice.reason}" for choice in ranked)
     raise EngineError(f"no engine can run bundle '{manifest.name}' here: {reasons}. See them with: ossicle doctor")
+
+
+def _unchosen(runtime: Runtime) -> str | None:
+    """Why nobody gets a runtime who has not asked for it by name; None where it may be chosen."""
+    if isinstance(runtime, InexactRuntime):
+        return f"is inexact, and only taken by name: {runtime.inexact}"
+    if proof(runtime) != "executed":
+        return f"stands in for its engine here ({proof(runtime)}), and is only taken by name"
+    return None
 
 
 def installed(package: str) -> str | None:

@@ -20,7 +20,7 @@ from ..targets import manifest as manifests
 from ..targets.contract import BundleError, EngineError, Float32, PromptError
 from ..targets.manifest import Manifest
 from .audio import AudioSource, load_audio
-from .base import Engine, Listener, Options, Runtime
+from .base import BoundedEngine, Engine, Listener, Options, Runtime
 from .generate import Decoding, Finish, Row, Settings, decoding, grow, start_row
 from .prompt import Clip, Prompts, clips, read_messages
 from .select import select
@@ -139,7 +139,8 @@ class Session:
         self._tokenizer = tokenizer
         self._open_engine: Engine | None = engine
         self._heard: OrderedDict[bytes, Float32] = OrderedDict()
-        self._context = min(manifest.text.context, int(manifest.recipe.get("context", manifest.text.context)))
+        room = engine.context if isinstance(engine, BoundedEngine) else manifest.text.context
+        self._context = min(manifest.text.context, int(manifest.recipe.get("context", manifest.text.context)), room)
         tokens = engine.tokens_per_window if isinstance(engine, Listener) else manifest.audio.tokens_per_window
         self._prompts = Prompts(tokenizer, manifest.text, tokens, self._context)
 

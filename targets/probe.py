@@ -20,6 +20,10 @@ from .contract import EngineError, Float32
 
 Kind = Literal["logmel", "audio", "score", "transcribe", "ask"]
 
+# What answers say of an artifact: its own engine ran it, another program read it and computed what it says, or another engine
+# ran the graph that it was made of.
+Proof = Literal["executed", "interpreted", "same graph"]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -57,6 +61,7 @@ class Report:
     """All answers in the order of the requests, and what gave them."""
 
     engine: str  # for example "onnxruntime-cpu"
+    proof: Proof
     versions: dict[str, str] = field(repr=False)  # of the packages that were imported
     modules: tuple[str, ...] = field(repr=False)  # top-level modules imported; never torch or transformers
     load_seconds: float

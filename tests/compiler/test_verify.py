@@ -53,7 +53,7 @@ def verification(*clips, thresholds=None):
     thresholds = thresholds or Thresholds(
         embeddings=1e-4, logits=1e-4, embeddings_stored=1e-3, kl_stored=1e-4, same_text=True
     )
-    target = judge("onnx", "onnxruntime-cpu", clips or (comparison(),), thresholds)
+    target = judge("onnx", "onnxruntime-cpu", "executed", clips or (comparison(),), thresholds)
     return Verification("demo", "fp32", "speech.jsonl", "0" * 64, thresholds, (target,))
 
 
