@@ -3,7 +3,8 @@
     python benchmarks/precision.py [--out DIR] [--recipes fp32,int4] [--formats onnx,openvino,gguf]
 
 Prints two tables. The first is the word error rate of every recipe in every format that holds it, and beside GGUF's that of
-the same pair of files where llama.cpp's own `mtmd` computes the audio embeddings. The second has the other figures.
+the same numbers, the encoder made wider, where llama.cpp's own `mtmd` computes the audio embeddings. The second has the
+other figures.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ossicle.benchmarks.widened import write_widened
 from ossicle.compiler import pipeline, speech
 from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.compiler.demonstration import shipped
@@ -62,7 +64,7 @@ def measure(name: str, formats: Sequence[str], out: Path, cache: Path) -> Measur
     report = pipeline.build(shipped("model"), out, targets=formats, recipe=name, verify=False, force=True)
     verified = verify(out, open_checkpoint(shipped("model")), cache=cache)
     targets = {target.target: target for target in verified.targets if target.target in formats}
-    return Measured(name, report.manifest, targets, _stock(out) if "gguf" in formats else None)
+    return Measured(name, report.manifest, targets, _stock(name, cache.parent) if "gguf" in formats else None)
 
 
 def rates(found: Sequence[Measured], formats: Sequence[str]) -> list[str]:
@@ -95,8 +97,12 @@ def _holds(target: str, name: str) -> bool:
     return True
 
 
-def _stock(bundle: Path) -> float:
-    """Word error rate where llama.cpp computes the audio embeddings too, in its own way."""
+def _stock(name: str, scratch: Path) -> float:
+    """Word error rate where llama.cpp computes the audio embeddings too, in its own way, of the same model made wider."""
+    wide, bundle = scratch / "wide", scratch / f"wide-{name}"
+    if not wide.exists():
+        write_widened(wide, shipped("model"))
+    pipeline.build(wide, bundle, targets=("gguf",), recipe=name, verify=False)
     spoken = speech.load(speech.shipped())
     known = [clip for clip in spoken.clips if clip.text is not None]
     clips = [(clip, language) for clip in known for language in dict.fromkeys((None, clip.language))]

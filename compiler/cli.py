@@ -232,18 +232,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Transcribe recordings, in order. A file that fails does not stop the others; the exit code is then 1."""
-    import ossicle
-
     entries = []
-    with ossicle.load(
-        bundle,
-        engine=engine,
-        threads=threads,
-        provider=provider,
-        kv_cache=kv_cache,
-        flash_attention=flash_attention,
-        adapters=scales(adapter or ()),
-    ) as session:
+    with opened(bundle, engine, threads, provider, kv_cache, flash_attention, adapter) as session:
         for file in files:
             entries.append(_transcribe(session, file, language))
             if not as_json:
@@ -273,19 +263,9 @@ def chat(
     adapter: Scales = None,
 ) -> None:
     """Ask about recordings, or anything else; the answer comes as it is made."""
-    import ossicle
-
     content = [{"type": "audio", "audio": str(file)} for file in audio or ()]
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
-    with ossicle.load(
-        bundle,
-        engine=engine,
-        threads=threads,
-        provider=provider,
-        kv_cache=kv_cache,
-        flash_attention=flash_attention,
-        adapters=scales(adapter or ()),
-    ) as session:
+    with opened(bundle, engine, threads, provider, kv_cache, flash_attention, adapter) as session:
         for piece in session.stream(messages, max_tokens=max_tokens, temperature=temperature, seed=seed):
             typer.echo(piece, nl=False)
             sys.stdout.flush()
@@ -349,6 +329,29 @@ def demo(
         passed = demonstration.show(out, bars)
     if not passed:
         raise typer.Exit(1)
+
+
+def opened(
+    bundle: Path,
+    engine: str,
+    threads: int,
+    provider: str,
+    kv_cache: str,
+    flash_attention: bool | None,
+    adapter: Sequence[str] | None,
+) -> Any:
+    """A session on a bundle, as the options of a command say."""
+    import ossicle
+
+    return ossicle.load(
+        bundle,
+        engine=engine,
+        threads=threads,
+        provider=provider,
+        kv_cache=kv_cache,
+        flash_attention=flash_attention,
+        adapters=scales(adapter or ()),
+    )
 
 
 def scales(texts: Sequence[str]) -> dict[str, float]:

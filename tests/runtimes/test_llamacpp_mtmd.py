@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ossicle.benchmarks.widened import widened
 from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.compiler.demonstration import shipped
 from ossicle.compiler.pipeline import build
@@ -30,7 +31,7 @@ HALF_MINUTE = SPEECH / "long-30s.wav"
 def model() -> Any:
     """The shipped model with an encoder so wide that llama.cpp pads its frames as it means to."""
     loaded = VoxtralForConditionalGeneration.from_pretrained(shipped("model"), dtype=torch.float32)
-    return checkpoints.widened(loaded.eval(), 5)
+    return widened(loaded.eval())
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,14 @@ def pooled(model: Any, mel: np.ndarray) -> np.ndarray:
     pairs = norm(frames.reshape(len(frames), -1, 2, frames.shape[2]).mean(2))
     whole = pairs.shape[1] // 4
     return projector(pairs[:, : 4 * whole].reshape(len(pairs), whole, -1)).numpy()
+
+
+def test_a_wider_encoder_computes_the_same(model: Any) -> None:
+    narrow = VoxtralForConditionalGeneration.from_pretrained(shipped("model"), dtype=torch.float32).eval()
+    mel = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (1, 128, 3000)).astype(np.float32))
+    with torch.no_grad():
+        ours, expected = (one.model.get_audio_features(mel).pooler_output for one in (model, narrow))
+    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_it_hears_what_llama_cpp_averages(session: Session, model: Any) -> None:
