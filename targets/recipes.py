@@ -32,7 +32,7 @@ def _int4(name: str, form: WeightFormat) -> Recipe:
     )
 
 
-def _k_quant(name: str, form: WeightFormat) -> Recipe:
+def _k_quant(name: str, form: WeightFormat, *, kl: float, top1: float, wer: float) -> Recipe:
     """One of llama.cpp's mixes: its own format for most of the decoder, six bits for the head.
 
     The encoder is that of the integer recipes, which another engine than llama.cpp can run.
@@ -44,7 +44,7 @@ def _k_quant(name: str, form: WeightFormat) -> Recipe:
         decoder=form,
         lm_head=Q6_K,
         integer_activations=True,
-        thresholds=Thresholds(kl=0.05, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.95, wer=0.02),
+        thresholds=Thresholds(kl=kl, embeddings_stored=1e-2, kl_stored=8e-4, top1=top1, wer=wer),
         overrides=gguf_mixes.overrides(name),
     )
 
@@ -98,11 +98,11 @@ RECIPES: Mapping[str, Recipe] = {
             lm_head=BFLOAT16,
             thresholds=Thresholds(embeddings=1e-4, kl=1e-4, kl_stored=1e-4, top1=0.99, wer=0.01),
         ),
-        _k_quant("q3_k_m", Q3_K),
-        _k_quant("q4_k_s", Q4_K),
-        _k_quant("q4_k_m", Q4_K),
-        _k_quant("q5_k_m", Q5_K),
-        _k_quant("q6_k", Q6_K),
+        _k_quant("q3_k_m", Q3_K, kl=0.05, top1=0.95, wer=0.02),
+        _k_quant("q4_k_s", Q4_K, kl=0.02, top1=0.97, wer=0.02),
+        _k_quant("q4_k_m", Q4_K, kl=0.02, top1=0.97, wer=0.02),
+        _k_quant("q5_k_m", Q5_K, kl=5e-3, top1=0.98, wer=0.01),
+        _k_quant("q6_k", Q6_K, kl=2e-3, top1=0.99, wer=0.01),
     )
 }
 
