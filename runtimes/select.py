@@ -11,7 +11,7 @@ from ..targets.manifest import Manifest
 from .base import InexactRuntime, Runtime, proof
 
 # Modules beside this one that hold a RUNTIME, best first.
-NAMES = ("onnxruntime", "openvino", "llamacpp", "llamacpp_mtmd", "coreml")
+NAMES = ("onnxruntime", "openvino", "llamacpp", "llamacpp_mtmd", "coreml", "tensorrt")
 
 
 @dataclass(frozen=True)

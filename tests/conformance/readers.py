@@ -141,4 +141,48 @@ def _constant(node: openvino.Node) -> np.ndarray:
     return np.where(codes > 7, codes - 16, codes) if kind == "i4" else codes
 
 
-READERS = {"onnx": onnx_weights, "openvino": openvino_weights, "gguf": gguf_weights}
+def tensorrt_weights(files: list[Path]) -> dict[str, np.ndarray]:
+    """Every weight of the `.onnx` files, as float32 in the checkpoint's own shape, what is packed taken apart by hand."""
+    weights: dict[str, np.ndarray] = {}
+    for path in files:
+        if path.suffix == ".onnx":
+            weights |= _typed_weights(onnx.load(path))
+    return weights
+
+
+def _typed_weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    floats = {name: value for name, value in held.items() if value.dtype in (np.float32, np.float16)}
+    weights = {name.removesuffix(".T"): _floats(name, value) for name, value in floats.items()}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear":
+            values = _unpacked_columns(held, node)
+            weights[node.input[0].removesuffix(".codes")] = values[:, : values.shape[1] - _padding(model, held, node)]
+        elif node.op_type == "Gather" and node.input[0].endswith(".codes"):
+            width = model.graph.output[0].type.tensor_type.shape.dim[2].dim_value
+            weights[node.input[0].removesuffix(".codes")] = _unpacked_words(held, node.input[0])[:, :width]
+    return weights
+
+
+def _unpacked_columns(held: dict[str, np.ndarray], node: onnx.NodeProto) -> np.ndarray:
+    """A matrix stored by columns, each with a scale for every block of it or for all of it."""
+    attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+    codes, scales = (held[name].astype(np.float32) for name in node.input)
+    assert (len(node.input), attributes["axis"]) == (2, 0 if "block_size" in attributes else 1)
+    return (codes * (np.repeat(scales, attributes["block_size"], 0) if "block_size" in attributes else scales)).T
+
+
+def _padding(model: onnx.ModelProto, held: dict[str, np.ndarray], node: onnx.NodeProto) -> int:
+    """How many columns of a matrix only make its last group whole: as many as what it is multiplied with is padded by."""
+    product = next(one for one in model.graph.node if node.output[0] in one.input)
+    maker = next((one for one in model.graph.node if product.input[0] in one.output), None)
+    return int(held[maker.input[1]][-1]) if maker is not None and maker.op_type == "Pad" else 0
+
+
+def _unpacked_words(held: dict[str, np.ndarray], name: str) -> np.ndarray:
+    words, scales = held[name], held[f"{name.removesuffix('.codes')}.scales"].astype(np.float32)
+    codes = np.stack([words >> shift & 255 for shift in (0, 8, 16, 24)], axis=-1).reshape(len(words), -1)
+    return (codes.astype(np.float32) - 128) * np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)
+
+
+READERS = {"onnx": onnx_weights, "openvino": openvino_weights, "gguf": gguf_weights, "tensorrt": tensorrt_weights}

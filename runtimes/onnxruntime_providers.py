@@ -1,0 +1,113 @@
+"""ONNX Runtime's execution providers: what each is told, where its memory is, and which package brings it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..targets.contract import EngineError
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One execution provider."""
+
+    name: str  # the word the user types: "cuda"
+    engine: str  # what ONNX Runtime calls it
+    install: str  # what brings it
+    memory: str = "cpu"  # the device that keys and values stay on, as OrtValue names it
+    options: Mapping[str, str] = field(default_factory=dict)
+    entries: Mapping[str, str] = field(default_factory=dict)  # of the session's configuration
+    session: Mapping[str, Any] = field(default_factory=dict)  # what its SessionOptions are set to
+
+
+CPU = Provider("cpu", "CPUExecutionProvider", 'pip install "ossicle[onnx]"')
+
+# Options as https://onnxruntime.ai/docs/execution-providers/ has them.
+PROVIDERS: Mapping[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        CPU,
+        Provider(
+            "cuda",
+            "CUDAExecutionProvider",
+            "pip install onnxruntime-gpu",
+            memory="cuda",
+            # grown by what is asked for, not doubled; a cache that grows would otherwise take twice its size
+            options={"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"},
+        ),
+        Provider(
+            "tensorrt",
+            "TensorrtExecutionProvider",
+            "pip install onnxruntime-gpu tensorrt",
+            memory="cuda",
+            options={"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
+        ),
+        Provider(
+            "nvtensorrtrtx",
+            "NvTensorRTRTXExecutionProvider",
+            "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13",
+            memory="cuda",
+            options={"enable_cuda_graph": "0"},  # shapes change from token to token
+        ),
+        Provider(
+            "coreml",
+            "CoreMLExecutionProvider",
+            "pip install onnxruntime on a Mac",
+            options={"ModelFormat": "MLProgram", "MLComputeUnits": "ALL", "RequireStaticInputShapes": "0"},
+        ),
+        Provider(
+            "directml",
+            "DmlExecutionProvider",
+            "pip install onnxruntime-directml on Windows",
+            memory="dml",
+            # it runs neither patterns of memory nor nodes side by side
+            session={"enable_mem_pattern": False},
+        ),
+        Provider(
+            "qnn",
+            "QNNExecutionProvider",
+            "pip install onnxruntime-qnn on a Snapdragon",
+            options={"backend_type": "htp", "enable_htp_fp16_precision": "1", "htp_performance_mode": "burst"},
+        ),
+        Provider("webgpu", "WebGpuExecutionProvider", "pip install onnxruntime-webgpu"),
+        Provider(
+            "openvino",
+            "OpenVINOExecutionProvider",
+            "pip install onnxruntime-openvino",
+            options={"device_type": "AUTO"},
+        ),
+    )
+}
+
+
+def provider(name: str) -> Provider:
+    """The provider of this name.
+
+    Raises:
+        EngineError: there is none, or it is not in the ONNX Runtime that is installed.
+    """
+    if name not in PROVIDERS:
+        raise EngineError(
+            f"engine 'onnxruntime' has no provider '{name}' (it can have: {', '.join(PROVIDERS)}). "
+            "See what this machine has: ossicle doctor"
+        )
+    if reason := refusal(PROVIDERS[name]):
+        raise EngineError(f"provider '{name}' of engine 'onnxruntime' cannot be used: {reason}")
+    return PROVIDERS[name]
+
+
+def refusal(one: Provider) -> str | None:
+    """Why a provider cannot be used with the ONNX Runtime that is installed; None where it can."""
+    import onnxruntime
+
+    if one.engine in onnxruntime.get_available_providers():
+        return None
+    return (
+        f"onnxruntime {onnxruntime.__version__} is built without {one.engine}. "
+        f"Install one that has it, in place of this one: {one.install}"
+    )
+
+
+def states() -> dict[str, str | None]:
+    """What speaks against each provider here, by name; None: nothing."""
+    return {name: refusal(one) for name, one in PROVIDERS.items()}
