@@ -9,8 +9,8 @@ from pathlib import Path
 
 import ossicle
 import pytest
-from ossicle.compiler import cli, cli_progress
-from ossicle.targets.contract import AudioError, BundleError
+from ossicle.compiler import checkpoint, cli, cli_progress, figures, verify
+from ossicle.targets.contract import AudioError, BundleError, Thresholds
 from ossicle.targets.recipes import RECIPES
 from rich.console import Console
 from typer.testing import CliRunner
@@ -176,8 +176,11 @@ def test_inspect_refuses_what_is_not_there(tmp_path):
 
 
 def test_targets_lists_the_recipes_that_each_holds():
-    (row,) = [row for row in json.loads(invoke("targets", "--json").stdout) if row["target"] == "onnx"]
-    assert row["recipes"] == list(RECIPES)
+    rows = {row["target"]: row["recipes"] for row in json.loads(invoke("targets", "--json").stdout)}
+    assert {"fp32", "int4-g128"} <= set(rows["onnx"])
+    assert {"fp32", "q4_k_m"} <= set(rows["gguf"])
+    assert "q4_k_m" not in rows["onnx"]
+    assert set().union(*rows.values()) == set(RECIPES)
     assert "onnx" in invoke("targets").stdout
 
 
@@ -202,6 +205,18 @@ def test_without_the_build_extra_the_pip_command_is_said(monkeypatch, arguments)
     assert found.exit_code == 1
     assert "pip install 'ossicle[build,onnx]'" in found.stderr
     assert "torch_that_is_not_here" in found.stderr
+
+
+@pytest.mark.parametrize(("named", "marked"), [((), 1), (("--engine", "llamacpp-mtmd"), 0)])
+def test_what_another_engine_makes_of_a_bundle_leaves_its_verdict(monkeypatch, tmp_path, named, marked):
+    found = figures.Verification("demo", "fp32", "speech.jsonl", "0" * 64, Thresholds(), ())
+    asked, marks = [], []
+    monkeypatch.setattr(checkpoint, "open_checkpoint", lambda *_, **__: None)
+    monkeypatch.setattr(verify, "verify", lambda *_, engine, **__: asked.append(engine) or found)
+    monkeypatch.setattr(verify, "mark", lambda *found: marks.append(found))
+    assert invoke("verify", tmp_path, "--checkpoint", "somewhere", *named, "--json").exit_code == 0
+    assert asked == [named[-1] if named else None]
+    assert len(marks) == len(list(tmp_path.iterdir())[:1]) == marked
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["doctor", "--json"], ["targets", "--json"]])

@@ -2,7 +2,8 @@
 
 import psutil
 import pytest
-from ossicle.runtimes.device import doctor, usable_cores
+from ossicle.runtimes import llamacpp
+from ossicle.runtimes.device import doctor, physical_cores, usable_cores
 from ossicle.targets.memory import peak_memory
 
 
@@ -19,6 +20,14 @@ def test_every_runtime_is_told_of() -> None:
     assert facts["onnxruntime"].target == "onnx"
     assert facts["onnxruntime"].reason is None
     assert facts["onnxruntime"].version
+    assert facts["llamacpp"].version == llamacpp.PINNED
+    assert [name for name, runtime in facts.items() if runtime.inexact] == ["llamacpp-mtmd"]
+
+
+def test_cores_that_run_two_threads_are_counted_once() -> None:
+    assert 1 <= physical_cores() <= usable_cores()
+    if len(psutil.Process().cpu_affinity()) == psutil.cpu_count():
+        assert physical_cores() == psutil.cpu_count(logical=False)
 
 
 def test_peak_memory_is_at_least_what_is_held_now() -> None:
