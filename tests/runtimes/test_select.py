@@ -40,6 +40,12 @@ def test_every_refusal_is_told(manifest: Manifest) -> None:
         select(manifest, candidates=[FakeRuntime("pip install fake"), Other()])
 
 
+def test_an_encoder_that_stands_alone_chooses_no_engine(manifest: Manifest) -> None:
+    encoder = tuple(artifact for artifact in manifest.artifacts if artifact.stage == "audio_encoder")
+    with pytest.raises(EngineError, match="target fake are an audio encoder alone, which serves another engine"):
+        select(replace(manifest, artifacts=encoder), candidates=[FakeRuntime()])
+
+
 @pytest.mark.parametrize(("wanted", "possible"), [(">=1.9", True), (">=999", False), (">=1.20.3", True), ("", True)])
 def test_an_engine_that_is_too_old_is_refused(manifest: Manifest, wanted: str, possible: bool) -> None:
     needs = {"engine": "numpy", "version": wanted}

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from ossicle.benchmarks.kquants import ggml
-from ossicle.compiler import stored
+from ossicle.compiler import cli, pipeline, stored
 from ossicle.compiler.families import family
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.quantize import Weights
@@ -26,6 +26,7 @@ from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import BuildError, Override, RecipeError, WeightFormat
 from ossicle.targets.recipes import RECIPES
 from ossicle.tests import checkpoints
+from typer.testing import CliRunner
 
 MIXES = ("q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k")
 SMALL = checkpoints.tiny_config(
@@ -230,6 +231,21 @@ def score(folder: Path) -> np.ndarray:
 def test_a_size_to_split_at_without_gguf_is_refused(made: tuple[Any, Path], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"--split-size is for target gguf, and the targets are onnx"):
         build(made[1], tmp_path / "out", recipe="int4", split_bytes=1000, verify=False)
+
+
+@pytest.mark.parametrize(("text", "size"), [("2GB", 2 * 10**9), ("1.5 gb", 15 * 10**8), ("500MB", 5 * 10**8)])
+def test_a_size_to_split_at_is_read(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(pipeline, "build", lambda *_, **options: asked.update(options) or 1 / 0)
+    CliRunner().invoke(cli.app, ["build", "checkpoint", "--out", "out", "--split-size", text])
+    assert asked["split_bytes"] == size
+
+
+@pytest.mark.parametrize("text", ["2", "GB", "-1GB", "0MB", "2TB"])
+def test_what_is_no_size_to_split_at_is_refused(text: str) -> None:
+    found = CliRunner().invoke(cli.app, ["build", "checkpoint", "--out", "out", "--split-size", text])
+    assert found.exit_code == 1
+    assert f"'{text}' is no size of a file (it can be, for example: 2GB, 500MB)" in found.stderr
 
 
 def test_a_row_that_is_no_whole_block_is_refused(tmp_path: Path) -> None:

@@ -94,6 +94,13 @@ def test_a_bundle_without_onnx_says_nothing_to_transformers_js(
     assert "transformers.js_config" not in _write(tmp_path, config, tokenizer, artifacts=others)["config.json"]
 
 
+def test_an_encoder_alone_says_nothing_to_transformers_js(
+    tmp_path: Path, config: dict[str, Any], tokenizer: Path
+) -> None:
+    alone = [_artifact("audio_encoder")]
+    assert "transformers.js_config" not in _write(tmp_path, config, tokenizer, artifacts=alone)["config.json"]
+
+
 def test_nothing_else_is_taken_for_the_audio_token(tmp_path: Path, config: dict[str, Any], tokenizer: Path) -> None:
     written = _write(tmp_path, config | {"ignore_index": -100, "_name_or_path": "somewhere"}, tokenizer)["config.json"]
     assert "ignore_index" not in written
