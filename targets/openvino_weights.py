@@ -26,7 +26,7 @@ class Constant:
 
 @dataclass
 class Constants:
-    """The constants of a model by name, and the layout of its `.bin`: what serializing wrote comes first."""
+    """The constants of a model by name, and the layout of its `.bin`."""
 
     layout: Layout
     held: dict[str, Constant] = field(default_factory=dict)
