@@ -24,9 +24,9 @@ from .contract import (
     WeightStore,
 )
 from .coreml_graph import Emission
-from .coreml_mil import Block, Value
+from .coreml_mil import Block, Value, quietly
 from .coreml_package import Function
-from .coreml_weights import PALETTE, Records
+from .coreml_weights import PALETTE4, Records
 from .manifest import file_entry
 from .streaming import Layout, fill
 
@@ -62,7 +62,7 @@ class Coreml:
         if faults:
             raise RecipeError(
                 f"target 'coreml' cannot hold {', '.join(faults)} (it can: float32, float16, int8 and int4 in groups of an "
-                f"even size, {PALETTE}). See: ossicle targets"
+                f"even size, {PALETTE4.name}). See: ossicle targets"
             )
         _check_installed()
 
@@ -136,13 +136,14 @@ def _compute(recipe: Recipe) -> str:
 
 def _holds(form: WeightFormat) -> bool:
     if form.kind:
-        return form.kind == PALETTE
+        return form == PALETTE4
     return form.is_float or form.group % 2 == 0
 
 
 def _check_installed() -> None:
     try:
-        import coremltools  # noqa: F401
+        with quietly():
+            import coremltools  # noqa: F401
     except ImportError as reason:
         raise BuildError(
             f"target 'coreml' needs the package that writes it, which cannot be imported: {reason}. "

@@ -30,7 +30,8 @@ from .coreml_ops import blockwise, lookup
 from .streaming import BLOCK, DataFiles, Layout, Slot, row_blocks
 
 HEADER = 64  # bytes in front of a record, and of the file
-PALETTE = "palette4"
+PALETTE4 = WeightFormat(4, kind="palette4")  # a table of sixteen float16 levels for every so many rows:
+PALETTE_ROWS = 16
 _VERSION, _SENTINEL = 2, 0xDEADBEEF
 # What a record's header calls each type, and how it is written.
 _STORED: Mapping[str, tuple[int, Any]] = {
@@ -151,9 +152,9 @@ def _quantized(records: Records, tensor: QuantizedTensor) -> Compressed:
 
 
 def _palettized(records: Records, source: TensorSource, form: WeightFormat) -> Compressed:
-    """Records of indices and of tables, one for every so many rows: the format's group, as far as it divides the rows."""
+    """Records of indices and of tables, one for as many rows as `PALETTE_ROWS` and the rows' number allow."""
     rows, width = source.shape
-    height = math.gcd(rows, form.group)
+    height = palette_height(rows)
     data, indices = records.place(f"{source.name}.indices", f"uint{form.bits}", (rows, width))
     shape = (rows // height, 1, 2**form.bits, 1)
     tables, levels = records.place(f"{source.name}.tables", "float16", shape)
@@ -161,6 +162,11 @@ def _palettized(records: Records, source: TensorSource, form: WeightFormat) -> C
         (4 * rows * width, lambda files: _write_palettes(files, source, height, (indices, levels)))
     )
     return Compressed(width, data, tables=tables)
+
+
+def palette_height(rows: int) -> int:
+    """How many rows share a table, in a matrix of so many."""
+    return math.gcd(rows, PALETTE_ROWS)
 
 
 def _write_palettes(files: DataFiles, source: TensorSource, height: int, slots: tuple[Slot, Slot]) -> None:
