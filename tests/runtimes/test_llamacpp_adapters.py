@@ -10,7 +10,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from ossicle.compiler.pipeline import build
 from ossicle.compiler.runtime_adapters import RuntimeAdapterSpec, open_all, parse_runtime_adapter
 from ossicle.runtimes import llamacpp, onnxruntime
 from ossicle.runtimes.base import Options
@@ -18,13 +17,12 @@ from ossicle.runtimes.llamacpp_worker import ROOM
 from ossicle.targets import manifest
 from ossicle.targets.contract import AdapterError, BundleError, EngineError, Float32
 from ossicle.tests import checkpoints
+from ossicle.tests.runtimes.tiny_gguf import CONFIG, logits, prompt, write_bundle
 from safetensors.torch import load_file
 
 # PEFT saves the base of a head or an embedding beside an update of it, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 
-HIDDEN = 64
-CONFIG = checkpoints.tiny_config(text={"hidden_size": HIDDEN, "intermediate_size": 96})
 DECODER = r"model\.language_model\..*\.({})|lm_head"
 EVERY = DECODER.format("[qkvo]_proj|gate_proj|up_proj|down_proj")
 ADAPTERS: Mapping[str, dict[str, Any]] = {
@@ -52,9 +50,7 @@ class Built:
         for name, scale in scales.items():
             state = {key: value + scale * self.deltas[name][key] for key, value in state.items()}
         model.load_state_dict(state)
-        with torch.no_grad():
-            found: Float32 = model(inputs_embeds=torch.from_numpy(values)[None]).logits[0].numpy()
-        return found
+        return logits(model, values)
 
     def open(self, scales: Mapping[str, float]) -> Any:
         return llamacpp.RUNTIME.open(self.folder, manifest.read(self.folder), Options(threads=1, adapters=scales))
@@ -64,20 +60,14 @@ class Built:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     work = tmp_path_factory.mktemp("adapters")
     model = checkpoints.model(CONFIG)
-    checkpoint = checkpoints.save_hub(work / "checkpoint", model)
     plain, deltas = model.state_dict(), {}
     for name, options in ADAPTERS.items():
         wrapped = checkpoints.save_adapter(work / name, copy.deepcopy(model), **options)
         merged = wrapped.merge_and_unload().state_dict()
         deltas[name] = {key: merged[key] - plain[key] for key in plain}
     specs = [RuntimeAdapterSpec(work / name) for name in ADAPTERS]
-    folder = work / "bundle"
-    build(checkpoint, folder, targets=("onnx", "gguf"), recipe="fp32", runtime_adapters=specs, verify=False)
-    return Built(folder, checkpoint, work, model, deltas)
-
-
-def prompt(length: int) -> Float32:
-    return np.random.default_rng(length).normal(0, 0.5, (length, HIDDEN)).astype(np.float32)
+    folder = write_bundle(work, model, targets=("onnx", "gguf"), runtime_adapters=specs)
+    return Built(folder, work / "checkpoint", work, model, deltas)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +115,7 @@ def test_the_file_holds_what_peft_saved(built: Built) -> None:
             expected = stored[f"{prefix}{theirs}.lora_{suffix.upper()}.weight"].numpy()
             assert np.array_equal(tensors[f"blk.1.{ours}.weight.lora_{suffix}"], expected)
     b = stored[prefix + "self_attn.q_proj.lora_B.weight"].numpy()
-    assert np.array_equal(tensors["blk.1.attn_q.weight.lora_b"], b.reshape(4, 2, 8, 4).swapaxes(1, 2).reshape(b.shape))
+    assert np.array_equal(tensors["blk.1.attn_q.weight.lora_b"], b.reshape(4, 2, 16, 4).swapaxes(1, 2).reshape(b.shape))
     assert len(tensors) == 2 * (2 * 7 + 1)
 
 

@@ -121,4 +121,4 @@ def test_an_abort_within_the_library_is_an_error_with_what_it_said_last(tmp_path
     with pytest.raises(EngineError, match=r"(?s)signal SIGABRT\).*expected output 187 tokens, got 188"):
         load(folder, engine="llamacpp-mtmd")
     with load(folder, engine="llamacpp") as opened:
-        assert opened.engine == "llamacpp-cpu"
+        assert "llamacpp-cpu" in opened.engine

@@ -17,43 +17,27 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import torch
-from ossicle.compiler.pipeline import build
 from ossicle.runtimes import llamacpp, llamacpp_api, llamacpp_audio, llamacpp_process
 from ossicle.runtimes.base import Options
 from ossicle.runtimes.llamacpp_worker import ROOM
 from ossicle.targets import manifest
 from ossicle.targets.contract import EngineError, Float32
 from ossicle.tests import checkpoints
-
-HIDDEN = 64
-MODEL = checkpoints.tiny_config(text={"hidden_size": HIDDEN, "intermediate_size": 96, "head_dim": 32})
+from ossicle.tests.runtimes.tiny_gguf import CONFIG, logits, prompt, write_bundle
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return checkpoints.model(MODEL)
+    return checkpoints.model(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def bundle(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    work = tmp_path_factory.mktemp("process")
-    checkpoint = checkpoints.save_hub(work / "checkpoint", model)
-    return build(checkpoint, work / "out", targets=("gguf",), recipe="fp32", verify=False).folder
+    return write_bundle(tmp_path_factory.mktemp("process"), model)
 
 
 def opened(bundle: Path, **options: Any) -> Any:
     return llamacpp.RUNTIME.open(bundle, manifest.read(bundle), Options(**{"threads": 1} | options))
-
-
-def prompt(length: int) -> Float32:
-    return np.random.default_rng(length).normal(0, 0.5, (length, HIDDEN)).astype(np.float32)
-
-
-@torch.no_grad()
-def logits(model: Any, values: Float32) -> Float32:
-    found: Float32 = model(inputs_embeds=torch.from_numpy(values)[None]).logits[0].numpy()
-    return found
 
 
 def gone(pid: int, seconds: float = 10.0) -> bool:
