@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import float8, kquants
+from ..kernels import float8, kquants, palettes
 from ..targets.contract import (
     Float32,
     Override,
@@ -23,7 +23,7 @@ from ..targets.contract import (
     WeightFormat,
 )
 from ..targets.gguf_mixes import BFLOAT16
-from ..targets.recipes import FLOAT8
+from ..targets.recipes import FLOAT8, PALETTE4
 from . import reference
 from .checkpoint import Checkpoint
 from .families import family
@@ -59,6 +59,8 @@ class Rounded:
         form = self.weights.format(self.name)
         if form == FLOAT8:
             return float8.dequantize(*float8.quantize(self.weights.source(self.name).rows(start, stop)))
+        if form == PALETTE4:
+            return self._palettes(start, stop)
         if form.is_float:
             return _narrowed(self.weights.source(self.name).rows(start, stop), form)
         if form.is_block:
@@ -68,6 +70,14 @@ class Rounded:
     def _blocks(self, start: int, stop: int, kind: str) -> Float32:
         values = self.weights.source(self.name).rows(start, stop)
         return kquants.dequantize(kquants.quantize(values, kind, self.weights.importance(self.name)), kind)
+
+    def _palettes(self, start: int, stop: int) -> Float32:
+        """Rows of whole tables, cut to those asked for."""
+        height = palettes.height(self.shape[0])
+        first = start - start % height
+        values = self.weights.source(self.name).rows(first, stop + -stop % height)
+        tables, codes = palettes.fit(np.ascontiguousarray(values), height, 2**PALETTE4.bits)
+        return palettes.look_up(tables, codes, height)[start - first : stop - first]
 
     def _integers(self, start: int, stop: int) -> Iterator[Float32]:
         form = self.weights.format(self.name)

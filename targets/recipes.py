@@ -13,6 +13,7 @@ INT4 = WeightFormat(4, 32)
 INT4_ASYMMETRIC = WeightFormat(4, 32, symmetric=False)
 INT4_WIDE = WeightFormat(4, 128)
 FLOAT8 = WeightFormat(8, kind="float8_e4m3fn")  # with a float16 scale for every row
+PALETTE4 = WeightFormat(4, kind="palette4")  # codes into sixteen float16 levels, which sixteen rows share
 
 # Engines add float32 numbers up in their own order. ONNX Runtime stays within 1e-4 of torch on the shipped model,
 # llama.cpp goes a little beyond in long recordings.
@@ -89,6 +90,15 @@ RECIPES: Mapping[str, Recipe] = {
             lm_head=FLOAT8,
             compute="float16",
             thresholds=Thresholds(kl=0.02, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.95, wer=0.02),
+        ),
+        Recipe(
+            "palette4",
+            encoder=INT8,
+            embedding=INT8,
+            decoder=PALETTE4,
+            lm_head=PALETTE4,
+            compute="float16",
+            thresholds=Thresholds(kl=0.05, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.95, wer=0.02),
         ),
         Recipe(
             "bf16",
