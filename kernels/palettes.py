@@ -6,6 +6,7 @@ divide and conquer). Up to `CELLS` numbers are a cell each; more share cells of 
 use; the same input gives the same bits on every run.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -18,32 +19,38 @@ Float16 = NDArray[np.float16]
 UInt8 = NDArray[np.uint8]
 
 CELLS = 2048
+ROWS = 16  # that share a table, where their number allows
 _LARGEST = float(np.finfo(np.float16).max)
 
 
-def fit(weights: Float32, height: int, levels: int) -> tuple[Float16, UInt8]:
-    """Tables [N / height, levels], each in rising order, and codes [N, K] of float32 weights [N, K].
+def height(rows: int) -> int:
+    """How many rows share a table, in a matrix of so many."""
+    return math.gcd(rows, ROWS)
 
-    `height`: rows that share a table; it divides N. A table of fewer different numbers than levels repeats its last.
+
+def fit(weights: Float32, rows: int, levels: int) -> tuple[Float16, UInt8]:
+    """Tables [N / rows, levels], each in rising order, and codes [N, K] of float32 weights [N, K].
+
+    `rows`: how many share a table; it divides N. A table of fewer different numbers than levels repeats its last.
 
     Raises:
         ValueError: a weight is not finite, or too large for float16.
     """
     if not np.abs(weights).max(initial=0) <= _LARGEST:
         raise ValueError("a weight is not a number, infinite or too large for float16")
-    tables = np.empty((weights.shape[0] // height, levels), np.float16)
+    tables = np.empty((weights.shape[0] // rows, levels), np.float16)
     for index in range(len(tables)):
-        values = weights[index * height : (index + 1) * height].ravel()
+        values = weights[index * rows : (index + 1) * rows].ravel()
         counts, sums = _cells(values)
         tables[index] = _compiled(_best_levels)(counts, sums, levels)
     codes = np.empty(weights.shape, np.uint8)
-    _compiled(_code)(weights, height, _thresholds(tables), codes)
+    _compiled(_code)(weights, rows, _thresholds(tables), codes)
     return tables, codes
 
 
-def look_up(tables: Float16, codes: UInt8, height: int) -> Float32:
+def look_up(tables: Float16, codes: UInt8, rows: int) -> Float32:
     """The float32 weights [N, K] that codes [N, K] stand for."""
-    spread = np.repeat(tables.astype(np.float32), height, axis=0)
+    spread = np.repeat(tables.astype(np.float32), rows, axis=0)
     return np.take_along_axis(spread, codes.astype(np.intp), axis=1)
 
 
@@ -127,10 +134,10 @@ def _best_levels(counts: Any, sums: Any, levels: int) -> Any:
     return means
 
 
-def _code(weights: Any, height: int, thresholds: Any, codes: Any) -> None:
+def _code(weights: Any, shared: int, thresholds: Any, codes: Any) -> None:
     """How many of its table's thresholds lie below each weight."""
     for row in range(weights.shape[0]):
-        bounds = thresholds[row // height]
+        bounds = thresholds[row // shared]
         for column in range(weights.shape[1]):
             value = weights[row, column]
             low, high = 0, bounds.size

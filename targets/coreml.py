@@ -26,8 +26,9 @@ from .contract import (
 from .coreml_graph import Emission
 from .coreml_mil import Block, Value, quietly
 from .coreml_package import Function
-from .coreml_weights import PALETTE4, Records
+from .coreml_weights import Records
 from .manifest import file_entry
+from .recipes import PALETTE4
 from .streaming import Layout, fill
 
 FOLDER = "coreml"

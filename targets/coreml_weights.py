@@ -5,7 +5,6 @@ package name the same records. Four-bit numbers lie two to a byte, the first in 
 https://github.com/apple/coremltools/blob/main/mlmodel/src/MILBlob/Blob/StorageFormat.hpp
 """
 
-import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,8 +29,6 @@ from .coreml_ops import blockwise, lookup
 from .streaming import BLOCK, DataFiles, Layout, Slot, row_blocks
 
 HEADER = 64  # bytes in front of a record, and of the file
-PALETTE4 = WeightFormat(4, kind="palette4")  # a table of sixteen float16 levels for every so many rows:
-PALETTE_ROWS = 16
 _VERSION, _SENTINEL = 2, 0xDEADBEEF
 # What a record's header calls each type, and how it is written.
 _STORED: Mapping[str, tuple[int, Any]] = {
@@ -152,9 +149,9 @@ def _quantized(records: Records, tensor: QuantizedTensor) -> Compressed:
 
 
 def _palettized(records: Records, source: TensorSource, form: WeightFormat) -> Compressed:
-    """Records of indices and of tables, one for as many rows as `PALETTE_ROWS` and the rows' number allow."""
+    """Records of indices and of tables, one for every few rows."""
     rows, width = source.shape
-    height = palette_height(rows)
+    height = palettes.height(rows)
     data, indices = records.place(f"{source.name}.indices", f"uint{form.bits}", (rows, width))
     shape = (rows // height, 1, 2**form.bits, 1)
     tables, levels = records.place(f"{source.name}.tables", "float16", shape)
@@ -162,11 +159,6 @@ def _palettized(records: Records, source: TensorSource, form: WeightFormat) -> C
         (4 * rows * width, lambda files: _write_palettes(files, source, height, (indices, levels)))
     )
     return Compressed(width, data, tables=tables)
-
-
-def palette_height(rows: int) -> int:
-    """How many rows share a table, in a matrix of so many."""
-    return math.gcd(rows, PALETTE_ROWS)
 
 
 def _write_palettes(files: DataFiles, source: TensorSource, height: int, slots: tuple[Slot, Slot]) -> None:

@@ -24,9 +24,8 @@ from ossicle.runtimes.mil.interpreter import Program
 from ossicle.targets import onnx_graph
 from ossicle.targets.contract import STAGES, BuildError, CheckpointError, RecipeError, WeightFormat
 from ossicle.targets.coreml import Coreml
-from ossicle.targets.coreml_weights import PALETTE4
 from ossicle.targets.onnx import Onnx
-from ossicle.targets.recipes import RECIPES
+from ossicle.targets.recipes import PALETTE4, RECIPES
 from ossicle.tests import checkpoints
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)  # it warns of what a machine without Core ML lacks
