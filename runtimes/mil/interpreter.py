@@ -21,7 +21,7 @@ from .arguments import Arguments, Operator, Result
 from .constants import Constants, Fixed, fixed_value
 from .package import Package
 from .program import Declared, Feature, Function, Operand, Operation
-from .tensors import Array, Tensor, described, fits
+from .tensors import Array, Tensor, described, fits, zeros
 
 OPERATORS: Mapping[str, Operator] = {**elementwise.OPERATORS, **layout.OPERATORS, **products.OPERATORS}
 STATE = ("read_state", "write_state", "coreml_update_state")
@@ -84,11 +84,17 @@ class Runner:
         self._steps = tuple(self._linked())
 
     def states(self) -> States:
-        """The states before the first run: zeros."""
-        return {
-            name: Tensor(state.type.element, np.zeros(_size(state), state.type.element.carried))
-            for name, state in self._states.items()
-        }
+        """The states before the first run: zeros.
+
+        Raises:
+            EngineError: they do not fit in memory.
+        """
+        try:
+            return {name: zeros(state.type) for name, state in self._states.items()}
+        except (ValueError, MemoryError) as reason:
+            raise EngineError(
+                self._message(f"the states of '{self.function.name}' cannot be made: {reason}")
+            ) from reason
 
     def run(self, inputs: Mapping[str, Array], states: States | None = None) -> tuple[dict[str, Array], States]:
         """Outputs by name, in their own types, and the states after it; those given stay as they are.
@@ -108,7 +114,7 @@ class Runner:
         operation = step.operation
         try:
             result = self._result(step, values, states)
-        except (ValueError, IndexError, TypeError, KeyError, OverflowError) as reason:
+        except (ValueError, IndexError, TypeError, KeyError, OverflowError, MemoryError) as reason:
             raise self._failed(operation, f"fails: {reason}") from reason
         results = result if isinstance(result, tuple) else (result,)
         if len(results) != len(operation.outputs):
@@ -273,9 +279,3 @@ def _check_operations(found: Package) -> None:
             f"'{found.folder}' has {' and '.join(faults)}, which the interpreter does not know "
             f"(it knows opset {', '.join(OPSETS)} and: {', '.join(sorted(OPERATORS))}). Run it on a Mac"
         )
-
-
-def _size(state: Declared) -> tuple[int, ...]:
-    if state.type.shape is None or None in state.type.shape:
-        raise EngineError(f"state '{state.name}' has no fixed shape. Build the bundle again: ossicle build")
-    return tuple(size for size in state.type.shape if size is not None)

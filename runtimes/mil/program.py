@@ -128,7 +128,7 @@ def read(data: bytes) -> Model:
     several = {entry.get("name", ""): entry for entry in description["functions"]}
     functions = {
         name: _function(name, body, several.get(name) or description)
-        for name, body in model["program"]["functions"].items()
+        for name, body in sorted(model["program"]["functions"].items())
     }
     default = description.get("default", "") or ("main" if "main" in functions else next(iter(functions)))
     return Model(functions, default)

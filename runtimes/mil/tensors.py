@@ -113,6 +113,17 @@ def computed(element: Element, array: Array) -> Tensor:
     return Tensor(element, np.asarray(array, element.carried))
 
 
+def zeros(of: TensorType) -> Tensor:
+    """The tensor of zeros of a type.
+
+    Raises:
+        ValueError: its shape is not fixed.
+    """
+    if of.shape is None or None in of.shape:
+        raise ValueError(f"{described(of)} has no fixed shape")
+    return Tensor(of.element, np.zeros([size or 0 for size in of.shape], of.element.carried))
+
+
 def widened(element: Element, stored: Array) -> Tensor:
     """A tensor of numbers as they are stored."""
     return Tensor(element, np.asarray(stored, element.carried))
