@@ -94,6 +94,8 @@ def _faults(adapter: Adapter, model: Family, checkpoint: Checkpoint) -> list[str
     """Everything that an adapter changes and no engine adds to as it runs."""
     parts = [model.part(name) for name in adapter.updates]
     faults = [f"it changes {said} in {parts.count(part)} places" for part, said in _AUDIO.items() if part in parts]
+    if not parts:
+        faults.append("it changes no matrix")
     if "embedding" in parts:
         faults.append("it changes the embedding")
     if "lm_head" in parts and checkpoint.tied:

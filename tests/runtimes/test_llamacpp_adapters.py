@@ -1,6 +1,7 @@
 """LoRA adapters that llama.cpp adds as it runs, against PEFT's own merge in torch; and what is refused."""
 
 import copy
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ossicle.targets import manifest
 from ossicle.targets.contract import AdapterError, BundleError, EngineError, Float32
 from ossicle.tests import checkpoints
 from ossicle.tests.runtimes.tiny_gguf import CONFIG, logits, prompt, write_bundle
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 # PEFT saves the base of a head or an embedding beside an update of it, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
@@ -206,6 +207,13 @@ def test_a_head_that_is_the_embedding_is_not_adapted(built: Built, tmp_path: Pat
     tied = checkpoints.save_memory(tmp_path / "tied", checkpoints.model(CONFIG, tied=True))
     message = refusal(tied, RuntimeAdapterSpec(built.adapters / "plain"))
     assert "it changes a head that is the embedding" in message
+
+
+def test_an_adapter_of_nothing_but_a_replacement_is_refused(built: Built, tmp_path: Path) -> None:
+    shutil.copytree(built.adapters / "plain", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if "lora_" not in name}, path)
+    assert "it changes no matrix" in refusal(built.checkpoint, RuntimeAdapterSpec(tmp_path, "it"))
 
 
 def test_names_and_targets_refused(built: Built) -> None:
