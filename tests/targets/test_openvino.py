@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from openvino import opset13 as operators
+from openvino._offline_transformations import paged_attention_transformation
 from ossicle.compiler.pipeline import Silent, build
 from ossicle.compiler.trace import trace
 from ossicle.kernels import groupwise
@@ -129,6 +131,20 @@ def test_attention_takes_the_cache_into_itself_in_the_engine(bundle: Path, cache
     ]
     assert set(readers) <= {"ScaledDotProductAttention", "MemoryOutput"}  # no Gather and no Concat touches the cache
     assert "Broadcast" not in held or held["Broadcast"] <= 1  # heads that share keys are not written out
+
+
+def test_servers_of_many_requests_find_the_cache(bundle: Path) -> None:
+    """What OpenVINO's own servers make of a decoder before they batch requests continuously."""
+    model = openvino.Core().read_model(bundle / "openvino" / f"{STEMS['decoder']}.xml")
+    paged_attention_transformation(model)
+    assert Counter(node.get_type_name() for node in model.get_ops())["PagedAttentionExtension"] == 2
+    assert "beam_idx" not in {port.get_any_name() for port in model.inputs}
+
+
+def test_a_bundle_names_what_decided_its_bytes(bundle: Path) -> None:
+    tools = manifests.read(bundle).tools
+    assert tools["openvino"] == version("openvino")
+    assert tools["openvino-tokenizers"] == version("openvino-tokenizers")
 
 
 def test_encoder_attention_is_not_taken_apart_in_the_engine(bundle: Path) -> None:
