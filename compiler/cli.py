@@ -14,6 +14,8 @@ import typer
 
 from .. import __version__
 from ..targets.contract import AudioError, BuildError, EngineError, OssicleError, PromptError
+from ..targets.tensorrt_engine import Engines
+from .cli_engines import Batch, Capabilities, Context, Kind, Prompt, documents, engines
 
 P = ParamSpec("P")
 app = typer.Typer(
@@ -137,6 +139,9 @@ def build(
             "--split-size", metavar="SIZE", help="The most that one GGUF file may hold, such as 2GB or 500MB."
         ),
     ] = None,
+    engine: Kind = None,
+    compute_capability: Capabilities = None,
+    context: Context = None,
     speech: Speech = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare with the original.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
@@ -159,6 +164,7 @@ def build(
             runtime_adapters=[parse_runtime_adapter(text) for text in runtime_adapter or ()],
             imatrix=imatrix,
             split_bytes=_bytes(split_size) if split_size else None,
+            engines=engines(engine, compute_capability, context=context),
             speech=speech,
             verify=not no_verify,
             force=force,
@@ -170,6 +176,32 @@ def build(
         cli_show.build(report)
     if report.verification is not None:
         _conclude(report.verification)
+
+
+@app.command(name="engine", epilog="Example: ossicle engine voxtral-int4 --compute-capability 89")
+@guarded
+def build_engines(
+    bundle: Bundle,
+    engine: Kind = "rtx",
+    compute_capability: Capabilities = None,
+    prompt: Prompt = None,
+    batch: Batch = None,
+    as_json: Json = False,
+) -> None:
+    """Build TensorRT's engines of a bundle's graphs, for this machine or another."""
+    from ..targets import manifest as manifests
+    from ..targets import tensorrt_engine
+    from . import cli_show
+    from .cli_progress import Bars
+
+    context = tensorrt_engine.context(manifests.read(bundle))
+    asked = engines(engine, compute_capability, context=context, prompt=prompt, batch=batch) or Engines()
+    with Bars() as bars:
+        manifest = tensorrt_engine.add(bundle, asked, bars)
+    if as_json:
+        print_json(documents(bundle, manifest))
+    else:
+        cli_show.engines(bundle, manifest)
 
 
 @app.command(epilog="Example: ossicle verify voxtral-int4 --checkpoint ./voxtral --speech data.jsonl --report ./report")

@@ -16,6 +16,7 @@ from ..targets import registry
 from ..targets.contract import Artifact, Recipe, RecipeError, Target
 from ..targets.manifest import Manifest, bundle_files
 from ..targets.recipes import RECIPES
+from . import cli_engines
 from .report import figure, finite, label
 
 _SHOWN = ("logits", "kl", "top1", "same_text", "wer_original", "wer")
@@ -50,6 +51,7 @@ def build_document(report: Any) -> dict[str, Any]:
         "targets": _targets(report.manifest),
         "bytes": _size(report.manifest),
         "seconds": report.seconds,
+        "engines": cli_engines.documents(report.folder, report.manifest),
         "verification": plain(report.manifest.verification),
     }
 
@@ -58,6 +60,13 @@ def build(report: Any) -> None:
     """The bundle that was built, and what it costs."""
     console().print(f"Built {escape(str(report.folder))} in {report.seconds:.1f} s.")
     bundle(report.manifest)
+    engines(report.folder, report.manifest)
+
+
+def engines(folder: Path, manifest: Manifest) -> None:
+    """TensorRT's engines in a bundle, where it has graphs for them."""
+    if rows := cli_engines.rows(folder, manifest):
+        console().print(_table(("stage", "engine", "size", "built in", "memory", "said"), rows))
 
 
 def bundle_document(manifest: Manifest) -> dict[str, Any]:

@@ -165,6 +165,12 @@ def add(folder: Path, engines: Engines, progress: Progress) -> Manifest:
     return manifest
 
 
+def context(manifest: Manifest) -> int | None:
+    """Tokens that the caches of a bundle's graphs for TensorRT hold; None where it has none."""
+    found = (one.requirements["context"] for one in manifest.artifacts if one.target == "tensorrt")
+    return next(map(int, found), None)
+
+
 def facts(folder: Path, artifact: Artifact) -> EngineFacts | None:
     """What is known of an artifact's engine; None where it has none."""
     path = next((file.path for file in artifact.files if file.path.endswith(f"{SUFFIX}.json")), None)
