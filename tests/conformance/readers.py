@@ -185,4 +185,86 @@ def _unpacked_words(held: dict[str, np.ndarray], name: str) -> np.ndarray:
     return (codes.astype(np.float32) - 128) * np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)
 
 
-READERS = {"onnx": onnx_weights, "openvino": openvino_weights, "gguf": gguf_weights, "tensorrt": tensorrt_weights}
+def coreml_weights(files: list[Path]) -> dict[str, np.ndarray]:
+    """Every weight of the packages, its numbers read by coremltools, as float32 in the checkpoint's own shape.
+
+    A constant that is multiplied out has the type of its scales: its numbers are rounded to that.
+    """
+    weights: dict[str, np.ndarray] = {}
+    for path in files:
+        if path.name == "model.mlmodel":
+            weights |= _program_weights(path)
+    return weights
+
+
+def _program_weights(path: Path) -> dict[str, np.ndarray]:
+    from coremltools.libmilstoragepython import _BlobStorageReader
+    from coremltools.proto import Model_pb2
+
+    program = Model_pb2.Model.FromString(path.read_bytes()).mlProgram
+    function = next(iter(program.functions.values()))
+    operations = function.block_specializations[function.opset].operations
+    reader = _BlobStorageReader(str(path.parent / "weights" / "weight.bin"))
+    widths = {value.name: _shape(value.type)[-1:] for value in (*function.inputs, *_results(operations))}
+    weights = {}
+    for operation in operations:
+        name = operation.attributes["name"].immediateValue.tensor.strings.values[0]
+        if operation.type.startswith("constexpr"):
+            given = {key: _blob(reader, one.arguments[0].value) for key, one in operation.inputs.items()}
+            dense = _multiplied_out(given) if "data" in given else _looked_up(given)
+            weights[name] = dense[:, : _used_columns(operation.outputs[0].name, operations, widths)]
+        elif operation.attributes["val"].WhichOneof("value") == "blobFileValue":
+            weights[name] = _blob(reader, operation.attributes["val"]).astype(np.float32)
+    return weights
+
+
+def _blob(reader, value) -> np.ndarray:
+    from coremltools.proto import MIL_pb2
+
+    kind, shape = MIL_pb2.DataType.Name(value.type.tensorType.dataType), _shape(value.type)
+    read = getattr(reader, f"read_{ {'FLOAT16': 'fp16', 'FLOAT32': 'float'}.get(kind, kind.lower()) }_data")
+    numbers = np.asarray(read(value.blobFileValue.offset))
+    return (numbers.view(np.float16) if kind == "FLOAT16" else numbers)[: int(np.prod(shape))].reshape(shape)
+
+
+def _multiplied_out(given: dict[str, np.ndarray]) -> np.ndarray:
+    data, scale = given["data"].astype(np.float32), given["scale"]
+    group = data.shape[1] // scale.shape[1]
+    offset = given.get("offset", np.zeros(scale.shape, np.float32)).astype(np.float32)
+    dense = (data - np.repeat(offset, group, axis=1)) * np.repeat(scale.astype(np.float32), group, axis=1)
+    return dense.astype(scale.dtype).astype(np.float32)
+
+
+def _looked_up(given: dict[str, np.ndarray]) -> np.ndarray:
+    indices, tables = given["indices"].astype(np.intp), given["lut"].astype(np.float32)
+    spread = np.repeat(tables[:, 0, :, 0], len(indices) // len(tables), axis=0)
+    return np.take_along_axis(spread, indices, axis=1)
+
+
+def _used_columns(name: str, operations, widths: dict[str, tuple[int, ...]]) -> int:
+    """Columns that a matrix has without those that only fill its last group."""
+    user = next(one for one in operations if any(name == given.arguments[0].name for given in one.inputs.values()))
+    if user.type == "gather":
+        rows = user.outputs[0].name
+        cut = next((one for one in operations if "x" in one.inputs and one.inputs["x"].arguments[0].name == rows), user)
+        return widths[cut.outputs[0].name][0]
+    factor = user.inputs["x"].arguments[0].name
+    padded = next((one for one in operations if one.type == "pad" and one.outputs[0].name == factor), None)
+    return widths[padded.inputs["x"].arguments[0].name if padded else factor][0]
+
+
+def _results(operations) -> list:
+    return [value for operation in operations for value in operation.outputs]
+
+
+def _shape(kind) -> tuple[int, ...]:
+    return tuple(dimension.constant.size for dimension in kind.tensorType.dimensions)
+
+
+READERS = {
+    "onnx": onnx_weights,
+    "openvino": openvino_weights,
+    "gguf": gguf_weights,
+    "tensorrt": tensorrt_weights,
+    "coreml": coreml_weights,
+}

@@ -43,7 +43,7 @@ def test_audio_embeddings(case: Case, count: int) -> None:
     expected = features.reshape(count, case.manifest.audio.tokens_per_window, -1).numpy()
     ours = case.engine.encode(mel)
     assert ours.shape == expected.shape
-    assert np.linalg.norm(ours - expected) <= (5e-3 if case.recipe == "fp16" else 1e-5) * np.linalg.norm(expected)
+    assert np.linalg.norm(ours - expected) <= (5e-3 if case.compute == "float16" else 1e-5) * np.linalg.norm(expected)
 
 
 def test_token_embeddings(case: Case) -> None:
@@ -95,7 +95,7 @@ def test_stored_weights_stand_for_the_original(case: Case) -> None:
     for (name, stored), original in zip(case.stored.named_parameters(), case.original.parameters(), strict=True):
         part = {"projector": "encoder"}.get(model.part(name), model.part(name))
         matrix = model.linear(name) or part == "embedding"
-        form = getattr(recipe, part) if matrix else WeightFormat(int(recipe.compute.removeprefix("float")))
+        form = getattr(recipe, part) if matrix else WeightFormat(int(case.compute.removeprefix("float")))
         bound = 2.5e-3 if form.kind == "bfloat16" else bounds[form.bits]
         assert (stored - original).norm() <= bound * original.norm(), name
 
