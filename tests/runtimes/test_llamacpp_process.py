@@ -131,10 +131,13 @@ def test_the_child_does_not_outlive_its_parent(bundle: Path, how: signal.Signals
     arguments = [sys.executable, "-P", "-c", PARENT, str(bundle)]
     parent = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
     assert parent.stdout
-    with parent.stdout:
+    try:
         pid = int(parent.stdout.readline())
         (os.killpg if how is signal.SIGINT else os.kill)(parent.pid, how)
-        assert parent.wait(10) == -how
+        assert parent.wait(60) == -how
+    finally:
+        parent.kill()
+        parent.communicate()
     assert gone(pid)
 
 
