@@ -1,14 +1,21 @@
-"""A function's constants, each made once, when it is first wanted, and shared by all functions that store it once."""
+"""A function's constants, each made when it is first wanted, and shared by all functions that store it once.
+
+They take four bytes a number as long as they are wanted again. Where memory does not reach, large ones are made anew each time.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...targets.contract import EngineError
+from ...targets.memory import available
 from .arguments import Arguments
 from .compressed import OPERATORS
 from .package import Package
 from .program import Constant, Operand, Operation
 from .tensors import Tensor
+
+LARGE = 1 << 20  # bytes; whatever is smaller is kept
+RESERVE = 2 << 30  # bytes of memory that constants leave for all else
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,12 @@ class Constants:
             BundleError: its file is missing or damaged.
             EngineError: its parts do not fit together.
         """
-        if fixed not in self._made:
-            self._made[fixed] = self._make(fixed)
-        return self._made[fixed]
+        if fixed in self._made:
+            return self._made[fixed]
+        tensor = self._make(fixed)
+        if _may_stay(tensor.array.nbytes):
+            self._made[fixed] = tensor
+        return tensor
 
     def _make(self, fixed: Fixed) -> Tensor:
         """Parts of a compressed constant are not kept."""
@@ -56,6 +66,11 @@ class Constants:
         if not isinstance(result, Tensor):
             raise TypeError(f"{fixed.kind} gives {len(result)} tensors")
         return result
+
+
+def _may_stay(size: int) -> bool:
+    free = available() if size >= LARGE else None
+    return free is None or free - size > RESERVE
 
 
 def fixed_value(operation: Operation, known: Mapping[str, Fixed]) -> Fixed | None:

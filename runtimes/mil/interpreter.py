@@ -1,10 +1,11 @@
 """MIL executed in numpy, value by value as the program declares them.
 
-Core ML computes a float16 program in float16 with products and sums accumulated in float32
-(https://apple.github.io/coremltools/docs-guides/source/typed-execution.html). So every operation here takes float16 numbers,
-computes in float32 and rounds once; where a program is float32 nothing is rounded further. Backends fuse operations and order
-sums as they like, so Core ML's own numbers lie about these within float16's own rounding. What MIL's operations compute is
-told in https://apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html.
+A value of a program has a type, and Core ML holds to it: one of float16 is rounded to float16
+(https://apple.github.io/coremltools/docs-guides/source/typed-execution.html), while sums within an operation are float32 unless
+an app asks for less (MLModelConfiguration.allowLowPrecisionAccumulationOnGPU). So every operation here takes float16 numbers,
+computes in float32 and rounds once; where a value is float32 nothing is rounded further. Which operations a device fuses, and
+what the neural engine sums in, Apple does not tell: a device's own numbers lie about these, as far as float16 rounds. What each
+operation computes: https://apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html.
 
 Every value is held against its declared type and shape, inputs and outputs against the model's description besides.
 """

@@ -8,6 +8,7 @@ import coremltools as ct
 import numpy as np
 import pytest
 import torch
+from ossicle.runtimes.mil import constants
 from ossicle.runtimes.mil.interpreter import Program
 from ossicle.runtimes.mil.package import read
 from ossicle.runtimes.mil.program import Blob, Immediate
@@ -38,6 +39,11 @@ class Encoder(nn.Module):
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
 
 
+def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
 class Attention(nn.Module):
     """One layer over a cache that is written in place, from slot `start` on, with rotated keys."""
 
@@ -53,18 +59,9 @@ class Attention(nn.Module):
         q, k, v = self.weights(x).split(WIDTH, -1)
         angle = torch.arange(SLOTS)[start:end, None] / 10 ** (torch.arange(WIDTH // 2) / WIDTH)
         cos, sin = angle.cos(), angle.sin()
-        turn = (
-            lambda t: torch.cat(  # noqa: E731
-                [
-                    t[..., : WIDTH // 2] * cos - t[..., WIDTH // 2 :] * sin,
-                    t[..., WIDTH // 2 :] * cos + t[..., : WIDTH // 2] * sin,
-                ],
-                -1,
-            )
-        )
-        self.keys[:, start:end] = turn(k)
+        self.keys[:, start:end] = turned(k, cos, sin)
         self.values[:, start:end] = v
-        scores = turn(q) @ self.keys[:, :end].transpose(1, 2) * WIDTH**-0.5 + mask
+        scores = turned(q, cos, sin) @ self.keys[:, :end].transpose(1, 2) * WIDTH**-0.5 + mask
         return scores.softmax(-1) @ self.values[:, :end]
 
 
@@ -128,6 +125,23 @@ def test_float16_numbers_are_those_of_torch_in_float16(encoder: Any) -> None:
         expected = seeded(Encoder).half()(MEL.half()).numpy()
     distance = np.abs(outputs["y"].view(np.int16).astype(int) - expected.view(np.int16).astype(int))
     assert np.median(distance) <= 1
+
+
+def test_constants_are_made_anew_where_memory_does_not_reach(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, made = {"mel": MEL.numpy().astype(np.float16)}, []
+    make = constants.Constants._make
+    monkeypatch.setattr(constants.Constants, "_make", lambda self, fixed: made.append(fixed) or make(self, fixed))
+    monkeypatch.setattr(constants, "LARGE", 1000)
+    counts = []
+    for free in (1 << 40, constants.RESERVE):
+        monkeypatch.setattr(constants, "available", lambda free=free: free)
+        run = Program(encoder[0]).function()
+        first = run.run(given)[0]["y"]
+        made.clear()
+        assert np.array_equal(run.run(given)[0]["y"], first)
+        counts.append(len(made))
+    assert counts[0] == 0
+    assert counts[1] > 3
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("int8", 0.02), ("int4", 0.3)])
