@@ -1,12 +1,11 @@
-"""ONNX Runtime: runs the bundle's `onnx` artifacts.
+"""ONNX Runtime: runs the bundle's `onnx` artifacts, on the CPU or on another of its execution providers.
 
 The decoder comes in two forms, told apart by its inputs. Fused (GroupQueryAttention, no `position_ids`) keeps its keys
 and values at the left of buffers that outlive a step, and writes new ones in place. Standard (with `position_ids`) gives
-back longer keys and values at every step; rows are padded on the left.
+back longer keys and values at every step; rows are padded on the left. Keys and values stay in the provider's memory.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,18 @@ from numpy.typing import NDArray
 
 from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
+from . import onnxruntime_providers as providers
 from .artifacts import stage_file
 from .base import Encoder, Engine, Options, Sequences, check_options
+from .onnxruntime_cache import Cache, empty_cache, on_device, run_bound
+from .onnxruntime_providers import CPU, PROVIDERS, Provider
+from .onnxruntime_session import engine_call, open_session
 
 ROOM = 256  # tokens that a fused cache is longer than what it holds, so that it seldom grows
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the CPU."""
+    """ONNX Runtime on one of its execution providers."""
 
     name = "onnxruntime"
     target = "onnx"
@@ -35,34 +38,41 @@ class OnnxRuntime:
             return f'package onnxruntime cannot be imported: {reason}. Install it with: pip install "ossicle[onnx]"'
         return None
 
+    def providers(self) -> Mapping[str, str | None]:
+        """What speaks against each execution provider here, by name; None: nothing."""
+        return {} if self.usable() else providers.states()
+
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
-        self._check(options)
+        provider = self._provider(options)
         encoder, embedding, decoder = (
-            _session(stage_file(folder, manifest, self, stage, ".onnx"), threads)
-            for stage, threads in (
-                ("audio_encoder", options.threads),
-                ("embed_tokens", 1),
-                ("decoder", options.threads),
+            open_session(stage_file(folder, manifest, self, stage, ".onnx"), threads, one)
+            for stage, threads, one in (
+                ("audio_encoder", options.threads, provider),
+                ("embed_tokens", 1, CPU),  # a look-up, whose rows are wanted here
+                ("decoder", options.threads, provider),
             )
         )
-        return OnnxEngine(encoder, embedding, decoder)
+        return OnnxEngine(encoder, embedding, decoder, provider)
 
     def open_encoder(self, folder: Path, manifest: Manifest, options: Options) -> Encoder:
-        self._check(options)
-        return OnnxEncoder(_session(stage_file(folder, manifest, self, "audio_encoder", ".onnx"), options.threads))
+        provider = self._provider(options)
+        path = stage_file(folder, manifest, self, "audio_encoder", ".onnx")
+        return OnnxEncoder(open_session(path, options.threads, provider), provider)
 
-    def _check(self, options: Options) -> None:
+    def _provider(self, options: Options) -> Provider:
         if reason := self.usable():
             raise EngineError(f"engine 'onnxruntime' cannot be used: {reason}")
-        check_options(self.name, options)
+        known = options.provider in PROVIDERS
+        here = [name for name, reason in self.providers().items() if reason is None]
+        check_options(self.name, options, providers=tuple(PROVIDERS) if known else here)
+        return providers.provider(options.provider)
 
 
 class OnnxEncoder:
     """An opened audio encoder."""
 
-    name = "onnxruntime-cpu"
-
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, provider: Provider) -> None:
+        self.name = f"onnxruntime-{provider.name}"
         self._session = session
 
     def encode(self, mel: Float32) -> Float32:
@@ -77,12 +87,11 @@ class OnnxEncoder:
 class OnnxEngine:
     """An opened bundle."""
 
-    name = "onnxruntime-cpu"
-
-    def __init__(self, encoder: Any, embedding: Any, decoder: Any) -> None:
-        self._encoder = OnnxEncoder(encoder)
+    def __init__(self, encoder: Any, embedding: Any, decoder: Any, provider: Provider) -> None:
+        self.name = f"onnxruntime-{provider.name}"
+        self._encoder = OnnxEncoder(encoder, provider)
         self._embedding = embedding
-        self._graph = _Graph(decoder)
+        self._graph = _Graph(decoder, provider.memory)
         self._decoder = _StandardDecoder(self._graph) if self._graph.has_positions else _FusedDecoder(self._graph)
 
     def encode(self, mel: Float32) -> Float32:
@@ -109,7 +118,8 @@ class OnnxEngine:
     def score(self, prompt: Float32, last: int = 0) -> Float32:
         graph = self._graph
         inputs = graph.inputs(prompt[None], past=[0], total=len(prompt), keep=last)
-        logits = _run(graph.session, inputs | graph.empty_cache(), ["logits"])[0][0]
+        empty = {name: graph.cache_array(1, 0) for name in graph.past}
+        logits = _run(graph.session, inputs | empty, ["logits"])[0][0]
         return np.asarray(logits[-last:], np.float32)
 
     def close(self) -> None:
@@ -119,8 +129,9 @@ class OnnxEngine:
 class _Graph:
     """The decoder's graph: what it takes besides embeddings, and the inputs of one run."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, memory: str) -> None:
         self.session = session
+        self.memory = memory  # the device that keys and values stay on
         inputs = {port.name: port for port in session.get_inputs()}
         self.past = [name for name in inputs if name.startswith("past_key_values.")]
         self.present = [name.replace("past_key_values", "present") for name in self.past]
@@ -149,24 +160,6 @@ class _Graph:
     def cache_array(self, batch: int, width: int) -> NDArray[Any]:
         return np.zeros((batch, self.heads, width, self.head_dim), self.cache_dtype)
 
-    def empty_cache(self) -> dict[str, NDArray[Any]]:
-        return {name: self.cache_array(1, 0) for name in self.past}
-
-
-@dataclass(frozen=True)
-class _Buffers:
-    """Keys and values [batch, heads, width, head_dim], one array per layer and kind; a row's tokens are at the left."""
-
-    arrays: list[NDArray[Any]]
-
-    @property
-    def width(self) -> int:
-        return int(self.arrays[0].shape[2])
-
-    def row(self, index: int) -> "_Buffers":
-        """One row, sharing its memory."""
-        return _Buffers([array[index : index + 1] for array in self.arrays])
-
 
 class _FusedDecoder:
     """GroupQueryAttention: past and present are one buffer, to which a run adds its tokens."""
@@ -176,40 +169,30 @@ class _FusedDecoder:
 
     def prefill(self, prompts: Sequence[Float32]) -> tuple[Float32, Sequences]:
         width = max(map(len, prompts)) + ROOM
-        buffers = _Buffers([self._graph.cache_array(len(prompts), width) for _ in self._graph.past])
-        logits = [self._run(buffers.row(i), prompt[None], [0]) for i, prompt in enumerate(prompts)]
-        return np.concatenate(logits), Sequences([len(prompt) for prompt in prompts], buffers)
+        arrays = [self._graph.cache_array(len(prompts), width) for _ in self._graph.past]
+        cache = empty_cache(arrays, self._graph.memory)
+        logits = [self._run(cache.row(i), prompt[None], [0]) for i, prompt in enumerate(prompts)]
+        return np.concatenate(logits), Sequences([len(prompt) for prompt in prompts], cache)
 
     def advance(self, state: Sequences, embeddings: Float32) -> tuple[Float32, Sequences]:
         lengths = [length + embeddings.shape[1] for length in state.lengths]
-        buffers = self._with_room(state.cache, max(lengths))
-        return self._run(buffers, embeddings, state.lengths), Sequences(lengths, buffers)
+        cache = self._with_room(state.cache, max(lengths))
+        return self._run(cache, embeddings, state.lengths), Sequences(lengths, cache)
 
     def keep(self, state: Sequences, rows: list[int]) -> Sequences:
-        return Sequences([state.lengths[row] for row in rows], _Buffers([array[rows] for array in state.cache.arrays]))
+        return Sequences([state.lengths[row] for row in rows], state.cache.kept(rows))
 
-    def _with_room(self, buffers: _Buffers, width: int) -> _Buffers:
-        if width <= buffers.width:
-            return buffers
-        longer = [self._graph.cache_array(len(array), width + width // 4 + ROOM) for array in buffers.arrays]
-        for array, held in zip(longer, buffers.arrays, strict=True):
-            array[:, :, : held.shape[2]] = held
-        return _Buffers(longer)
+    def _with_room(self, cache: Cache, width: int) -> Cache:
+        return cache if width <= cache.width else cache.longer(width + width // 4 + ROOM)
 
-    def _run(self, buffers: _Buffers, embeddings: Float32, past: Sequence[int]) -> Float32:
-        from onnxruntime import OrtValue
-
+    def _run(self, cache: Cache, embeddings: Float32, past: Sequence[int]) -> Float32:
         binding = self._graph.session.io_binding()
         total = max(past) + embeddings.shape[1]
-        for name, value in self._graph.inputs(embeddings, past, total, keep=1).items():
-            binding.bind_cpu_input(name, np.asarray(value, order="C"))
         binding.bind_output("logits")
-        for name, present, array in zip(self._graph.past, self._graph.present, buffers.arrays, strict=True):
-            value = OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
-            binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output(present, value)
-        _engine_call(self._graph.session.run_with_iobinding, binding)
-        return np.asarray(binding.get_outputs()[0].numpy()[:, -1], np.float32)
+        cache.bind(binding, self._graph.past, self._graph.present)
+        inputs = self._graph.inputs(embeddings, past, total, keep=1)
+        logits = run_bound(self._graph.session, binding, inputs)[0]
+        return np.asarray(logits.numpy()[:, -1], np.float32)
 
 
 class _StandardDecoder:
@@ -219,17 +202,21 @@ class _StandardDecoder:
         self._graph = graph
 
     def prefill(self, prompts: Sequence[Float32]) -> tuple[Float32, Sequences]:
-        runs = [self.advance(Sequences([0], self._values(self._graph.empty_cache())), p[None]) for p in prompts]
+        empty = {name: self._graph.cache_array(1, 0) for name in self._graph.past}
+        runs = [self.advance(Sequences([0], self._values(empty)), prompt[None]) for prompt in prompts]
         state = runs[0][1] if len(runs) == 1 else self._stacked([state for _, state in runs])
         return np.concatenate([logits for logits, _ in runs]), state
 
     def advance(self, state: Sequences, embeddings: Float32) -> tuple[Float32, Sequences]:
         lengths = [length + embeddings.shape[1] for length in state.lengths]
+        binding = self._graph.session.io_binding()
+        binding.bind_output("logits")
+        for name, present in zip(self._graph.past, self._graph.present, strict=True):
+            binding.bind_ortvalue_input(name, state.cache[name])
+            binding.bind_output(present, self._graph.memory)
         inputs = self._graph.inputs(embeddings, state.lengths, max(lengths), keep=1)
-        names = ["logits", *self._graph.present]
-        feed = self._values(inputs) | state.cache
-        logits, *present = _engine_call(self._graph.session.run_with_ort_values, names, feed)
-        cache = dict(zip(self._graph.past, present, strict=True))
+        logits, *values = run_bound(self._graph.session, binding, inputs)
+        cache = dict(zip(self._graph.past, values, strict=True))
         return np.asarray(logits.numpy()[:, -1], np.float32), Sequences(lengths, cache)
 
     def keep(self, state: Sequences, rows: list[int]) -> Sequences:
@@ -246,38 +233,12 @@ class _StandardDecoder:
                 stacked[name][row, :, max(lengths) - lengths[row] :] = state.cache[name].numpy()[0]
         return Sequences(lengths, self._values(stacked))
 
-    @staticmethod
-    def _values(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        from onnxruntime import OrtValue
-
-        return {name: OrtValue.ortvalue_from_numpy(np.asarray(array, order="C")) for name, array in arrays.items()}
-
-
-def _session(path: Path, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors; warnings tell of harmless choices of the graph's making
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as reason:
-        raise EngineError(
-            f"engine 'onnxruntime' {onnxruntime.__version__} refuses '{path}': {reason}. "
-            "Check the bundle with: ossicle inspect BUNDLE"
-        ) from reason
+    def _values(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        return {name: on_device(array, self._graph.memory) for name, array in arrays.items()}
 
 
 def _run(session: Any, inputs: Mapping[str, NDArray[Any]], outputs: list[str] | None = None) -> Any:
-    return _engine_call(session.run, outputs, dict(inputs))
-
-
-def _engine_call(call: Any, *arguments: Any) -> Any:
-    # The exceptions of onnxruntime have no base of their own but Exception.
-    try:
-        return call(*arguments)
-    except Exception as reason:
-        raise EngineError(f"engine 'onnxruntime' failed: {reason}") from reason
+    return engine_call(session.run, outputs, dict(inputs))
 
 
 RUNTIME = OnnxRuntime()
