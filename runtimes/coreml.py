@@ -119,7 +119,16 @@ class CoreMlEngine:
         return Sequences([state.lengths[row] for row in rows], copies)
 
     def score(self, prompt: Float32, last: int = 0) -> Float32:
-        return self._fed(self._decoder.model.begin(), prompt, 0, last or len(prompt))[0]
+        """As `Engine`: the second half of the last positions step by step, for verification to hear of both functions."""
+        count = last or len(prompt)
+        begin = len(prompt) - count // 2
+        logits, state = self._fed(self._decoder.model.begin(), prompt[:begin], 0, count - count // 2)
+        parts = [logits]
+        for position in range(begin, len(prompt)):
+            inputs = {"inputs_embeds": prompt[None, position : position + 1], "position_ids": [[position]]}
+            outputs, state = self._decoder.go_on("decode", inputs, state)
+            parts.append(np.asarray(outputs["logits"][0], np.float32))
+        return np.concatenate(parts)
 
     def close(self) -> None:
         self.__dict__.clear()
