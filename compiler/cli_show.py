@@ -141,11 +141,15 @@ def facts(found: Any) -> None:
     out.print(_table(("machine", ""), rows))
     engines = [(one.name, one.target, one.version or "-", _state(one)) for one in found.runtimes]
     out.print(_table(("engine", "runs", "version", "state"), engines))
+    providers = [
+        (one.name, name, reason or "works here") for one in found.runtimes for name, reason in one.providers.items()
+    ]
+    out.print(_table(("engine", "provider", "state"), providers))
 
 
 def _state(runtime: Any) -> str:
     if runtime.proof != "executed":
-        return runtime.reason or f"{runtime.proof} only: proves bundles here, and runs them by name"
+        return runtime.reason or f"{runtime.proof} only, proves bundles and runs them by name: {runtime.absent}"
     return runtime.reason or (f"works here, inexact: {runtime.inexact}" if runtime.inexact else "works here")
 
 

@@ -125,6 +125,17 @@ class ProvingRuntime(Runtime, Protocol):
     def proof(self) -> Proof:
         """What running it here says of its artifacts."""
 
+    def absent(self) -> str | None:
+        """Why the engine itself does not run here, with what would help; None where it does."""
+
+
+@runtime_checkable
+class ProviderRuntime(Runtime, Protocol):
+    """A runtime that computes on one of several providers."""
+
+    def providers(self) -> Mapping[str, str | None]:
+        """What speaks against each provider here, by name; None: nothing."""
+
 
 @runtime_checkable
 class EncoderRuntime(Runtime, Protocol):

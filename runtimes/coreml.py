@@ -32,6 +32,9 @@ class CoreMl:
     def proof(self) -> Proof:
         return "executed" if _on_mac() else "interpreted"
 
+    def absent(self) -> str | None:
+        return native_refusal() if _on_mac() else "Core ML is part of macOS. Run the bundle on a Mac"
+
     def usable(self) -> str | None:
         return native_refusal() if _on_mac() else None
 

@@ -2,11 +2,12 @@
 
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..targets.probe import Proof
-from .base import InexactRuntime, Runtime, proof
+from .base import InexactRuntime, ProviderRuntime, ProvingRuntime, Runtime, proof
 from .select import installed, runtimes
 
 # Of these instruction sets engines make use; names as Linux and macOS give them.
@@ -30,7 +31,8 @@ class Processor:
 class RuntimeFacts:
     """One runtime here: its package's version, why it cannot be used (None: it can), what is inexact in it (None: nothing).
 
-    `proof` is "executed" where the engine itself runs, and says what stands in for it where it does not.
+    `proof` is "executed" where the engine itself runs, and says what stands in for it where it does not, `absent` why.
+    `providers` are those that it computes on, each with what speaks against it.
     """
 
     name: str
@@ -39,6 +41,8 @@ class RuntimeFacts:
     reason: str | None
     inexact: str | None
     proof: Proof
+    absent: str | None = None
+    providers: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,14 @@ def doctor() -> DeviceFacts:
 def _runtime_facts(runtime: Runtime) -> RuntimeFacts:
     inexact = runtime.inexact if isinstance(runtime, InexactRuntime) else None
     return RuntimeFacts(
-        runtime.name, runtime.target, installed(runtime.package), runtime.usable(), inexact, proof(runtime)
+        runtime.name,
+        runtime.target,
+        installed(runtime.package),
+        runtime.usable(),
+        inexact,
+        proof(runtime),
+        runtime.absent() if isinstance(runtime, ProvingRuntime) else None,
+        runtime.providers() if isinstance(runtime, ProviderRuntime) else {},
     )
 
 

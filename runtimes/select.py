@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ..targets.contract import EngineError
 from ..targets.manifest import Manifest
-from .base import InexactRuntime, Runtime, proof
+from .base import InexactRuntime, ProvingRuntime, Runtime
 
 # Modules beside this one that hold a RUNTIME, best first.
 NAMES = ("onnxruntime", "openvino", "llamacpp", "llamacpp_mtmd", "coreml", "tensorrt")
@@ -57,8 +57,8 @@ def _unchosen(runtime: Runtime) -> str | None:
     """Why nobody gets a runtime who has not asked for it by name; None where it may be chosen."""
     if isinstance(runtime, InexactRuntime):
         return f"is inexact, and only taken by name: {runtime.inexact}"
-    if proof(runtime) != "executed":
-        return f"stands in for its engine here ({proof(runtime)}), and is only taken by name"
+    if isinstance(runtime, ProvingRuntime) and runtime.proof != "executed":
+        return f"{runtime.absent()}. What stands in for it here ({runtime.proof}) is only taken by name"
     return None
 
 

@@ -37,6 +37,9 @@ class TensorRt:
     def proof(self) -> Proof:
         return "same graph" if gpu_refusal() else "executed"
 
+    def absent(self) -> str | None:
+        return gpu_refusal()
+
     def usable(self) -> str | None:
         reason = gpu_refusal()
         if reason and find_spec("onnxruntime") is None:
