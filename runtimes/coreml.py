@@ -123,6 +123,7 @@ class CoreMlEngine:
 
     def score(self, prompt: Float32, last: int = 0) -> Float32:
         """As `Engine`: the second half of the last positions step by step, for verification to hear of both functions."""
+        self._check_room(len(prompt))
         count = last or len(prompt)
         begin = len(prompt) - count // 2
         logits, state = self._fed(self._decoder.model.begin(), prompt[:begin], 0, count - count // 2)
