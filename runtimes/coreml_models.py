@@ -17,7 +17,7 @@ from .mil.interpreter import Program
 
 Arrays = Mapping[str, NDArray[Any]]
 UNITS = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE", "all": "ALL"}
-SYSTEM = (15, 0)  # macOS that has states and functions
+SYSTEM = 15  # the first macOS that has states and functions
 
 
 class Model(Protocol):
@@ -60,20 +60,16 @@ class NativeModel:
         self._models = {name: _loaded(path, provider, name if several else None) for name in model.functions}
 
     def begin(self) -> Any:
-        return self._models[self._default].make_state() if self._states else None
+        return _called(self._models[self._default].make_state) if self._states else None
 
     def copied(self, state: Any) -> Any:
         copy = self.begin()
         for name in self._states:
-            copy.write_state(name, state.read_state(name))
+            _called(copy.write_state, name, _called(state.read_state, name))
         return copy
 
     def run(self, function: str, inputs: Arrays, state: Any) -> tuple[Arrays, Any]:
-        # What Core ML raises through coremltools has no base of its own but Exception.
-        try:
-            return self._models[function or self._default].predict(dict(inputs), state), state
-        except Exception as reason:
-            raise EngineError(f"engine 'coreml' failed: {reason}") from reason
+        return _called(self._models[function or self._default].predict, dict(inputs), state), state
 
 
 class CachedModel:
@@ -98,9 +94,9 @@ def native_refusal() -> str | None:
     """Why this Mac cannot run packages, with the command that would help; None where it can."""
     from importlib.util import find_spec
 
-    system = tuple(int(part) for part in platform.mac_ver()[0].split(".")[:2])
-    if system < SYSTEM:
-        return f"Core ML runs these packages from macOS {SYSTEM[0]} on, and this is macOS {platform.mac_ver()[0]}"
+    system = platform.mac_ver()[0]
+    if int(system.split(".")[0]) < SYSTEM:
+        return f"Core ML runs these packages from macOS {SYSTEM} on, and this is macOS {system}"
     if find_spec("coremltools") is None:
         return 'package coremltools is not installed. Install it with: pip install "ossicle[coreml]"'
     return None
@@ -119,6 +115,14 @@ def _loaded(path: Path, provider: str, function: str | None) -> Any:
         raise EngineError(
             f"engine 'coreml' refuses '{path}': {reason}. Check the bundle with: ossicle inspect BUNDLE"
         ) from reason
+
+
+def _called(call: Any, *arguments: Any) -> Any:
+    # What Core ML raises through coremltools has no base of its own but Exception.
+    try:
+        return call(*arguments)
+    except Exception as reason:
+        raise EngineError(f"engine 'coreml' failed: {reason}") from reason
 
 
 @contextmanager

@@ -74,9 +74,13 @@ def _may_stay(size: int) -> bool:
 
 
 def fixed_value(operation: Operation, known: Mapping[str, Fixed]) -> Fixed | None:
-    """What an operation's value is before a program runs; None where it takes running."""
+    """What an operation's value is before a program runs; None where it takes running.
+
+    Raises:
+        KeyError: it is given what is no constant.
+    """
     if operation.kind == "const":
-        return operation.attributes.get("val")
+        return operation.attributes["val"]
     if operation.kind not in OPERATORS:
         return None
     given: Mapping[str, tuple[Operand, ...]] = {

@@ -25,7 +25,12 @@ from .program import Declared, Feature, Function, Operand, Operation
 from .tensors import Array, Tensor, described, fits, zeros
 
 OPERATORS: Mapping[str, Operator] = {**elementwise.OPERATORS, **layout.OPERATORS, **products.OPERATORS}
-STATE = ("read_state", "write_state", "coreml_update_state")
+# Operations on states: the argument that names the state, and the one that it becomes.
+STATE: Mapping[str, tuple[str, str]] = {
+    "coreml_update_state": ("state", "value"),
+    "read_state": ("input", ""),
+    "write_state": ("input", "data"),
+}
 OPSETS = ("CoreML7", "CoreML8")  # earlier ones gather from the end and reshape otherwise
 
 States = dict[str, Tensor]
@@ -49,7 +54,7 @@ class Program:
 
         Raises:
             BundleError: it is missing or damaged.
-            EngineError: it has operations, opsets or wiring that cannot be run; all of them.
+            EngineError: it has operations or opsets that are not known here, all of them, or values that nothing makes.
         """
         found = package.read(folder)
         _check_operations(found)
@@ -135,9 +140,7 @@ class Runner:
     def _state_result(self, step: Step, values: Mapping[str, Tensor], states: States) -> Result:
         """`read_state` gives a state, `write_state` replaces it, `coreml_update_state` does both."""
         operation = step.operation
-        holder, data = {"read_state": ("input", ""), "write_state": ("input", "data")}.get(
-            operation.kind, ("state", "value")
-        )
+        holder, data = STATE[operation.kind]
         (name,) = operation.inputs[holder]
         if not isinstance(name, str) or name not in states:
             raise ValueError(f"there is no state '{name}'")
@@ -269,7 +272,7 @@ def _with_ends(
 
 
 def _check_operations(found: Package) -> None:
-    """Refuse what cannot be run, all of it at once."""
+    """Refuse what is not known here, all of it at once."""
     functions = found.model.functions.values()
     kinds = {operation.kind for function in functions for operation in function.operations}
     unknown = sorted(kinds - OPERATORS.keys() - compressed.OPERATORS.keys() - {*STATE, "const"})

@@ -25,6 +25,7 @@ class Field:
 
 
 Schema = Mapping[str, Mapping[int, Field]]
+_KEY = Field("key", "one", "string")
 
 
 def schema(**messages: Mapping[int, str]) -> Schema:
@@ -38,7 +39,7 @@ def decode(data: bytes, messages: Schema, name: str) -> Message:
     Raises:
         ValueError: they hold none: truncated, or not of this form.
     """
-    return _message(memoryview(data), messages, name, 0)
+    return _message(memoryview(data), messages, messages[name], 0)
 
 
 def _field(text: str) -> Field:
@@ -46,10 +47,9 @@ def _field(text: str) -> Field:
     return Field(name, count[0] if count else "one", kind)
 
 
-def _message(data: memoryview, messages: Schema, name: str, depth: int) -> Message:
+def _message(data: memoryview, messages: Schema, fields: Mapping[int, Field], depth: int) -> Message:
     if depth > _DEPTH:
         raise ValueError(f"messages are nested deeper than {_DEPTH}")
-    fields = messages[name]
     result: Message = {
         entry.name: {} if entry.count == "map" else [] for entry in fields.values() if entry.count != "one"
     }
@@ -73,7 +73,7 @@ def _store(result: Message, entry: Field, wire: int, payload: Any, messages: Sch
         pair = _pair(payload, messages, entry.kind, depth + 1)
         result[entry.name][pair["key"]] = pair["value"]
         return
-    value = _message(payload, messages, entry.kind, depth + 1)
+    value = _message(payload, messages, messages[entry.kind], depth + 1)
     if entry.count == "list":
         result[entry.name].append(value)
     else:
@@ -81,9 +81,13 @@ def _store(result: Message, entry: Field, wire: int, payload: Any, messages: Sch
 
 
 def _pair(data: memoryview, messages: Schema, kind: str, depth: int) -> Message:
-    fields = {1: Field("key", "one", "string"), 2: Field("value", "one", kind)}
-    pair = _message(data, {**messages, "": fields}, "", depth)
-    return {"key": "", "value": _message(memoryview(b""), messages, kind, depth), **pair}
+    """An entry of a map: a message of a key and a value, empty ones where they are left out."""
+    pair = _message(data, messages, {1: _KEY, 2: Field("value", "one", kind)}, depth)
+    empty = {
+        "key": "",
+        "value": None if "value" in pair else _message(memoryview(b""), messages, messages[kind], depth),
+    }
+    return empty | pair
 
 
 def _payloads(data: memoryview) -> Iterator[tuple[int, int, Any]]:

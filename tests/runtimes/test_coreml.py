@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from ossicle.compiler import cli_show
 from ossicle.compiler.pipeline import build
+from ossicle.compiler.verify import ask
 from ossicle.runtimes import coreml, coreml_models
 from ossicle.runtimes import device as machine
 from ossicle.runtimes import select as selection
@@ -18,6 +20,7 @@ from ossicle.runtimes.session import load
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import BundleError, EngineError, Float32
 from ossicle.targets.coreml import Coreml
+from ossicle.targets.probe import Request
 from ossicle.tests import checkpoints
 from ossicle.tests.fakes import FakeRuntime, write_bundle
 
@@ -177,9 +180,7 @@ def test_a_stand_in_is_taken_by_name_alone(bundles: dict[str, Path]) -> None:
     manifest = manifests.read(bundles["fp16"])
     assert proof(coreml.RUNTIME) == "interpreted"
     assert selection.select(manifest, "coreml") is coreml.RUNTIME
-    with pytest.raises(
-        EngineError, match=r"coreml: stands in for its engine here \(interpreted\), .* only taken by name"
-    ):
+    with pytest.raises(EngineError, match=r"coreml: .*stands in for it here \(interpreted\) is only taken by name"):
         selection.select(manifest)
 
 
@@ -188,10 +189,21 @@ def test_an_engine_is_chosen_before_a_stand_in_for_another(tmp_path: Path) -> No
         name = "stand-in"
         proof = "same graph"
 
+        def absent(self) -> str:
+            return "there is no such device"
+
     manifest = write_bundle(tmp_path)
     real = FakeRuntime()
     assert selection.select(manifest, candidates=[StandIn(), real]) is real
     assert selection.select(manifest, "stand-in", [StandIn(), real]).name == "stand-in"
+
+
+def test_a_process_without_torch_says_how_its_answers_were_had(bundles: dict[str, Path], tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).normal(0, 0.1, 4000), 16000)
+    report = ask(bundles["fp16"], [Request("audio", str(tmp_path / "noise.wav"))], engine="coreml")
+    assert (report.engine, report.proof) == ("coreml-interpreted", "interpreted")
+    assert not {"torch", "coremltools", "google"} & set(report.modules)
+    assert report.answers[0].array is not None
 
 
 def test_the_doctor_says_what_it_is_here() -> None:
