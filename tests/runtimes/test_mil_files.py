@@ -2,6 +2,7 @@
 
 import shutil
 import struct
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -278,3 +279,19 @@ def test_an_argument_that_is_missing_or_of_another_kind_is_named(tmp_path: Path)
         function = Program(package.write(tmp_path / "p.mlpackage")).function()
         with pytest.raises(EngineError, match=f"fails: {fault}"):
             function.run({"x": np.ones((2, 3), np.float32)})
+
+
+def test_values_go_when_nothing_wants_them(tmp_path: Path) -> None:
+    package, last = Package(), "x"
+    package.input("x", "fp32", (1 << 20,))
+    for number in range(30):
+        package.op("square", {f"y{number}": ("fp32", (1 << 20,))}, x=last)
+        last = f"y{number}"
+    package.output(last, "fp32", (1 << 20,))
+    function = Program(package.write(tmp_path / "p.mlpackage")).function()
+    given = {"x": np.ones(1 << 20, np.float32)}
+    tracemalloc.start()
+    function.run(given)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * given["x"].nbytes

@@ -150,7 +150,7 @@ def test_integers_are_divided_where_nothing_is_left(tmp_path: Path) -> None:
     x, y = np.array([-6, 0, 8], np.int32), np.array([3, 5, -4], np.int32)
     same(tmp_path, "real_div", torch.tensor([-2, 0, -2], dtype=torch.int32), x=x, y=y)
     for divisor in (4, 0):
-        with pytest.raises(EngineError, match="real_div .* integers do not divide"):
+        with pytest.raises(EngineError, match=r"real_div .* integers do not divide"):
             run(tmp_path, "real_div", [("int32", (3,))], x=x, y=np.full(3, divisor, np.int32))
 
 
