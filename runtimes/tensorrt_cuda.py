@@ -1,4 +1,4 @@
-"""TensorRT's engines on the GPU: memory by the driver, one execution context for each profile, captured graphs for steps."""
+"""TensorRT's engines on the GPU: memory by the driver, a context for each profile, graphs captured of what is run again."""
 
 import ctypes
 from collections.abc import Mapping
