@@ -1,18 +1,14 @@
 """Faults planted into a bundle of the shipped model: verification has to see each of them."""
 
-import json
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from ossicle.compiler import pipeline, verify
 from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.targets import manifest as manifests
+from ossicle.tests.faults import DEMO, judged, recordings
 
-DEMO = Path(__file__).parents[2] / "demo"
-CLIPS = ("02-digits-espeak.wav", "06-command-espeak.wav", "11-pair-espeak.wav", "16-digits-flite.wav")
 LAYER = "model.language_model.layers.1."
 pytestmark = [
     pytest.mark.slow,
@@ -90,34 +86,17 @@ def swap_encoder_layers(stored):
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
-    lines = (DEMO / "speech" / "speech.jsonl").read_text(encoding="utf-8").splitlines()
-    parsed = [json.loads(line) for line in lines]
-    entries = [entry | {"questions": {}} for entry in parsed if entry["file"] in CLIPS]
-    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
-    for name in CLIPS:
-        shutil.copyfile(DEMO / "speech" / name, folder / name)
+    recordings(folder)
     pipeline.build(DEMO / "model", folder / "whole", recipe="int4", verify=False)
     return folder
 
 
-def judged(work, plant):
-    bundle = work / "bundle"
-    shutil.rmtree(bundle, ignore_errors=True)
-    shutil.copytree(work / "whole", bundle)
-    plant(Stored(bundle))
-    found = manifests.read(bundle)
-    artifacts = [
-        replace(one, files=tuple(manifests.file_entry(bundle, bundle / file.path) for file in one.files))
-        for one in found.artifacts
-    ]
-    manifests.write(bundle, replace(found, artifacts=tuple(artifacts)))
-    checkpoint = open_checkpoint(DEMO / "model")
-    verification = verify.verify(bundle, checkpoint, speech=work / "data.jsonl", cache=work / "cache")
-    return {check.figure: check for check in verification.targets[0].checks}
+def planted(work, plant):
+    return judged(work, "onnx", lambda bundle: plant(Stored(bundle)))
 
 
 def test_a_bundle_without_faults_computes_what_it_stores(work):
-    checks = judged(work, lambda _: None)
+    checks = planted(work, lambda _: None)
     assert checks["kl_stored"].passed
     assert checks["embeddings_stored"].passed
     assert checks["kl"].passed
@@ -126,16 +105,16 @@ def test_a_bundle_without_faults_computes_what_it_stores(work):
 
 @pytest.mark.parametrize("plant", [swap, scale, shift_groups, turn_backwards, swap_nibbles])
 def test_a_fault_in_the_decoder_is_seen(work, plant):
-    assert not judged(work, plant)["kl_stored"].passed
+    assert not planted(work, plant)["kl_stored"].passed
 
 
 @pytest.mark.parametrize("plant", [scale_encoder, swap_encoder_layers])
 def test_a_fault_in_the_encoder_is_seen(work, plant):
-    assert not judged(work, plant)["embeddings_stored"].passed
+    assert not planted(work, plant)["embeddings_stored"].passed
 
 
 def test_a_failed_bundle_is_marked(work):
-    judged(work, turn_backwards)
+    planted(work, turn_backwards)
     bundle = work / "bundle"
     before = manifests.read(bundle)
     checkpoint = open_checkpoint(DEMO / "model")

@@ -1,20 +1,12 @@
 """Faults planted into a GGUF decoder of the shipped model: verification has to see each of them."""
 
-import json
-import shutil
-from dataclasses import replace
-from pathlib import Path
-
 import gguf
 import numpy as np
 import pytest
-from ossicle.compiler import pipeline, verify
-from ossicle.compiler.checkpoint import open_checkpoint
+from ossicle.compiler import pipeline
 from ossicle.runtimes.llamacpp import RUNTIME
-from ossicle.targets import manifest as manifests
+from ossicle.tests.faults import DEMO, judged, recordings
 
-DEMO = Path(__file__).parents[2] / "demo"
-CLIPS = ("02-digits-espeak.wav", "06-command-espeak.wav", "11-pair-espeak.wav", "16-digits-flite.wav")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (DEMO / "model" / "model.safetensors").is_file(), reason="the demo model is not there"),
@@ -56,38 +48,24 @@ def leave_rows_unpermuted(tensors):
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
-    lines = (DEMO / "speech" / "speech.jsonl").read_text(encoding="utf-8").splitlines()
-    entries = [entry | {"questions": {}} for entry in map(json.loads, lines) if entry["file"] in CLIPS]
-    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
-    for name in CLIPS:
-        shutil.copyfile(DEMO / "speech" / name, folder / name)
+    recordings(folder)
     pipeline.build(DEMO / "model", folder / "whole", targets=("gguf",), recipe="q4_k_m", verify=False)
     return folder
 
 
-def judged(work, plant):
-    bundle = work / "bundle"
-    shutil.rmtree(bundle, ignore_errors=True)
-    shutil.copytree(work / "whole", bundle)
-    reader = gguf.GGUFReader(bundle / "gguf" / "voxtral-Q4_K_M.gguf", "r+")
-    plant({tensor.name: tensor for tensor in reader.tensors})
-    reader.data.flush()
-    found = manifests.read(bundle)
-    artifacts = [
-        replace(one, files=tuple(manifests.file_entry(bundle, bundle / file.path) for file in one.files))
-        for one in found.artifacts
-    ]
-    manifests.write(bundle, replace(found, artifacts=tuple(artifacts)))
-    checkpoint = open_checkpoint(DEMO / "model")
-    verification = verify.verify(bundle, checkpoint, speech=work / "data.jsonl", cache=work / "cache")
-    assert [target.target for target in verification.targets] == ["gguf"]
-    return {check.figure: check for check in verification.targets[0].checks}
+def planted(work, plant):
+    def change(bundle):
+        reader = gguf.GGUFReader(bundle / "gguf" / "voxtral-Q4_K_M.gguf", "r+")
+        plant({tensor.name: tensor for tensor in reader.tensors})
+        reader.data.flush()
+
+    return judged(work, "gguf", change)
 
 
 def test_a_decoder_without_faults_computes_what_it_stores(work):
-    assert all(check.passed for check in judged(work, lambda _: None).values())
+    assert all(check.passed for check in planted(work, lambda _: None).values())
 
 
 @pytest.mark.parametrize("plant", [swap, scale, drop_minima, swap_nibbles, leave_rows_unpermuted])
 def test_a_fault_in_the_decoder_is_seen(work, plant):
-    assert not judged(work, plant)["kl_stored"].passed
+    assert not planted(work, plant)["kl_stored"].passed

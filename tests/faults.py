@@ -1,0 +1,48 @@
+"""What planting faults into a bundle takes: recordings of the shipped model, and verification of a changed copy."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ossicle.compiler import verify
+from ossicle.compiler.checkpoint import open_checkpoint
+from ossicle.compiler.figures import Check
+from ossicle.targets import manifest as manifests
+
+DEMO = Path(__file__).parents[1] / "demo"
+CLIPS = ("02-digits-espeak.wav", "06-command-espeak.wav", "11-pair-espeak.wav", "16-digits-flite.wav")
+
+
+def recordings(folder: Path, clips: tuple[str, ...] = CLIPS) -> Path:
+    """A list of shipped recordings in `folder`, beside copies of them, with no questions asked."""
+    lines = (DEMO / "speech" / "speech.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [entry | {"questions": {}} for entry in map(json.loads, lines) if entry["file"] in clips]
+    for name in clips:
+        shutil.copyfile(DEMO / "speech" / name, folder / name)
+    listed = folder / "data.jsonl"
+    listed.write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
+    return listed
+
+
+def judged(work: Path, target: str, plant: Callable[[Path], None]) -> dict[str, Check]:
+    """What verification makes of `work/whole` after a fault: figure by figure, of this target alone.
+
+    The changed bundle is `work/bundle`; its manifest tells of its files as they are, for a fault is no damage.
+    """
+    bundle = work / "bundle"
+    shutil.rmtree(bundle, ignore_errors=True)
+    shutil.copytree(work / "whole", bundle)
+    plant(bundle)
+    found = manifests.read(bundle)
+    artifacts = [
+        replace(one, files=tuple(manifests.file_entry(bundle, bundle / file.path) for file in one.files))
+        for one in found.artifacts
+    ]
+    manifests.write(bundle, replace(found, artifacts=tuple(artifacts)))
+    checkpoint = open_checkpoint(DEMO / "model")
+    verification = verify.verify(bundle, checkpoint, speech=work / "data.jsonl", cache=work / "cache")
+    (judgement,) = verification.targets
+    assert judgement.target == target
+    return {check.figure: check for check in judgement.checks}
