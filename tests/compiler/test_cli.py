@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ossicle
 import pytest
-from ossicle.compiler import checkpoint, cli, cli_progress, figures, verify
+from ossicle.compiler import checkpoint, cli, cli_common, cli_progress, figures, verify
 from ossicle.targets.contract import AudioError, BundleError, Thresholds
 from ossicle.targets.recipes import RECIPES
 from rich.console import Console
@@ -200,7 +200,7 @@ def test_doctor_prints_json_alone():
     ],
 )
 def test_without_the_build_extra_the_pip_command_is_said(monkeypatch, arguments):
-    monkeypatch.setattr(cli, "_BUILD", ("torch_that_is_not_here",))
+    monkeypatch.setattr(cli_common, "BUILD", ("torch_that_is_not_here",))
     found = invoke(*arguments)
     assert found.exit_code == 1
     assert "pip install 'ossicle[build,onnx]'" in found.stderr

@@ -1,0 +1,182 @@
+"""Commands that make bundles and prove them: `ossicle build`, `engine` and `verify`."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..targets.contract import BuildError
+from ..targets.tensorrt_engine import Engines
+from .cli_common import Bundle, Json, app, complain, guarded, needs_build_extra, print_json
+from .cli_engines import Batch, Capabilities, Context, Kind, Prompt, documents, engines
+
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="PATH[:WEIGHT]", help="A LoRA adapter in PEFT format to merge; may be repeated."),
+]
+Measured = Annotated[
+    Path | None,
+    typer.Option("--imatrix", metavar="FILE", help="llama.cpp's importance matrix, for the recipes of GGUF's blocks."),
+]
+Speech = Annotated[
+    Path | None,
+    typer.Option(
+        "--speech",
+        metavar="LIST",
+        help='Recordings to verify on, a line each: {"file": "a.wav", "text": "..."}. By default those shipped.',
+    ),
+]
+
+
+@app.command(epilog="Example: ossicle build ./voxtral --out voxtral-int4 --quant int4 --adapter ./lora:0.8")
+@guarded
+def build(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a model's name on the hub.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the bundle goes.")],
+    adapter: Adapters = None,
+    runtime_adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--runtime-adapter",
+            metavar="[NAME=]PATH",
+            help="A LoRA adapter to keep beside the decoder, for the engine to add as it runs; may be repeated.",
+        ),
+    ] = None,
+    target: Annotated[str, typer.Option("--target", help="What to build for, separated by commas.")] = "onnx",
+    quant: Annotated[str, typer.Option("--quant", help="The recipe: fp32, fp16, int8, int4, ...")] = "int4",
+    imatrix: Measured = None,
+    split_size: Annotated[
+        str | None,
+        typer.Option(
+            "--split-size", metavar="SIZE", help="The most that one GGUF file may hold, such as 2GB or 500MB."
+        ),
+    ] = None,
+    engine: Kind = None,
+    compute_capability: Capabilities = None,
+    context: Context = None,
+    speech: Speech = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare with the original.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compile a checkpoint, with any adapters merged, into a bundle; then verify it."""
+    needs_build_extra("building")
+    from . import cli_show, pipeline
+    from .cli_progress import Bars
+    from .lora import parse_adapter
+    from .runtime_adapters import parse_runtime_adapter
+
+    with Bars() as bars:
+        report = pipeline.build(
+            checkpoint,
+            out,
+            targets=tuple(name.strip() for name in target.split(",") if name.strip()),
+            recipe=quant,
+            adapters=[parse_adapter(text) for text in adapter or ()],
+            runtime_adapters=[parse_runtime_adapter(text) for text in runtime_adapter or ()],
+            imatrix=imatrix,
+            split_bytes=_bytes(split_size) if split_size else None,
+            engines=engines(engine, compute_capability, context=context),
+            speech=speech,
+            verify=not no_verify,
+            force=force,
+            progress=bars,
+        )
+    if as_json:
+        print_json(cli_show.build_document(report))
+    else:
+        cli_show.build(report)
+    if report.verification is not None:
+        _conclude(report.verification)
+
+
+@app.command(name="engine", epilog="Example: ossicle engine voxtral-int4 --compute-capability 89")
+@guarded
+def build_engines(
+    bundle: Bundle,
+    engine: Kind = "rtx",
+    compute_capability: Capabilities = None,
+    prompt: Prompt = None,
+    batch: Batch = None,
+    as_json: Json = False,
+) -> None:
+    """Build TensorRT's engines of a bundle's graphs, for this machine or another."""
+    from ..targets import manifest as manifests
+    from ..targets import tensorrt_engine
+    from . import cli_show
+    from .cli_progress import Bars
+
+    context = tensorrt_engine.context(manifests.read(bundle))
+    asked = engines(engine, compute_capability, context=context, prompt=prompt, batch=batch) or Engines()
+    with Bars() as bars:
+        manifest = tensorrt_engine.add(bundle, asked, bars)
+    if as_json:
+        print_json(documents(bundle, manifest))
+    else:
+        cli_show.engines(bundle, manifest)
+
+
+@app.command(epilog="Example: ossicle verify voxtral-int4 --checkpoint ./voxtral --speech data.jsonl --report ./report")
+@guarded
+def verify(
+    bundle: Bundle,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="CHECKPOINT", help="What it was built from.")],
+    adapter: Adapters = None,
+    imatrix: Measured = None,
+    speech: Speech = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="DIR", help="Where the reports go. By default into the bundle.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="DIR", help="Keep the original's answers for the next time.")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", help="Compare what this engine makes of it; the bundle keeps the verdict it has."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a bundle with its original: log-mel, embeddings, logits, texts, word error rate."""
+    needs_build_extra("verifying")
+    from . import cli_show
+    from .checkpoint import open_checkpoint
+    from .cli_progress import Bars
+    from .lora import parse_adapter
+    from .report import document, write
+    from .verify import mark
+    from .verify import verify as compare
+
+    with Bars() as bars:
+        merged = [parse_adapter(text) for text in adapter or ()]
+        original = open_checkpoint(checkpoint, adapters=merged, imatrix=imatrix)
+        verification = compare(bundle, original, speech=speech, cache=cache, engine=engine, progress=bars)
+    if engine is None:
+        mark(bundle, verification)
+    if engine is None or report:
+        write(report or bundle, verification)
+    if as_json:
+        print_json(document(verification))
+    else:
+        cli_show.verification(verification)
+    _conclude(verification)
+
+
+def _bytes(text: str) -> int:
+    """The size that a text such as "2GB" or "500MB" names, in powers of ten."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|MB)", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise BuildError(
+            f"'{text}' is no size of a file (it can be, for example: 2GB, 500MB). Give another --split-size"
+        )
+    return int(float(found[1]) * {"GB": 1e9, "MB": 1e6}[found[2].upper()])
+
+
+def _conclude(verification: Any) -> None:
+    from . import report
+
+    faults = report.faults(verification)
+    for fault in faults:
+        complain(f"verification failed: {fault}")
+    if faults:
+        raise typer.Exit(1)

@@ -1,0 +1,75 @@
+"""What every command shares: the application, its errors in one line, JSON on standard output."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from ..targets.contract import BuildError, OssicleError
+
+P = ParamSpec("P")
+app = typer.Typer(
+    name="ossicle",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Compile a trained audio-language model once, prove every artifact, run it on the best engine present.",
+)
+BUILD = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript", "mistral_common")
+options = {"debug": False}
+
+Bundle = Annotated[Path, typer.Argument(help="A folder that `ossicle build` made.", metavar="BUNDLE")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """The command with its errors said in one line: exit code 1, or 130 where the user interrupted it."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except OssicleError as reason:
+            if options["debug"]:
+                raise
+            complain(str(reason))
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            complain("interrupted; no half-written bundle is left behind")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise
+        except OSError as reason:
+            if options["debug"]:
+                raise
+            complain(f"'{reason.filename}' cannot be used: {reason.strerror or reason}")
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def complain(message: str) -> None:
+    """One line on standard error."""
+    typer.echo(f"ossicle: {' '.join(message.split())}", err=True)
+
+
+def needs_build_extra(what: str) -> None:
+    """Refuse where the packages of the build extra are not installed.
+
+    Raises:
+        BuildError: naming those that are missing, with the pip command.
+    """
+    from importlib.util import find_spec
+
+    missing = [name for name in BUILD if find_spec(name) is None]
+    if missing:
+        raise BuildError(f"{what} needs {', '.join(missing)}. Install them with: pip install 'ossicle[build,onnx]'")
+
+
+def print_json(document: Any) -> None:
+    """A document as JSON on standard output."""
+    typer.echo(json.dumps(document, indent=1, ensure_ascii=False))

@@ -1,0 +1,136 @@
+"""Commands that run bundles: `ossicle run` and `chat`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..targets.contract import AudioError, EngineError, PromptError
+from .cli_common import Bundle, Json, app, complain, guarded, print_json
+
+Engine = Annotated[str, typer.Option("--engine", help="What runs it; the best that can where none is named.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="0: as many as there are cores.")]
+Provider = Annotated[str, typer.Option("--provider", help="What the engine computes on.")]
+Cache = Annotated[
+    str, typer.Option("--kv-cache", metavar="TYPE", help="Keys and values in float32, float16, int8 or int4.")
+]
+Flash = Annotated[bool | None, typer.Option("--flash-attention/--no-flash-attention", help="By default what is exact.")]
+Scales = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="NAME[:SCALE]", help="An adapter that the bundle keeps; may be repeated."),
+]
+
+
+@app.command(epilog="Example: ossicle run voxtral-int4 meeting.wav call.flac --language en --json")
+@guarded
+def run(
+    bundle: Bundle,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings: WAV, FLAC, OGG, MP3.")],
+    language: Annotated[str | None, typer.Option("--language", metavar="XX", help="Spoken, for example en.")] = None,
+    engine: Engine = "auto",
+    threads: Threads = 0,
+    provider: Provider = "cpu",
+    kv_cache: Cache = "",
+    flash_attention: Flash = None,
+    adapter: Scales = None,
+    as_json: Json = False,
+) -> None:
+    """Transcribe recordings, in order. A file that fails does not stop the others; the exit code is then 1."""
+    entries = []
+    with opened(bundle, engine, threads, provider, kv_cache, flash_attention, adapter) as session:
+        for file in files:
+            entries.append(_transcribe(session, file, language))
+            if not as_json:
+                _print_transcript(entries[-1], alone=len(files) == 1)
+    if as_json:
+        print_json(entries)
+    if any("error" in entry for entry in entries):
+        raise typer.Exit(1)
+
+
+@app.command(epilog='Example: ossicle chat voxtral-int4 --audio call.wav "What was agreed?"')
+@guarded
+def chat(
+    bundle: Bundle,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask.")],
+    audio: Annotated[
+        list[Path] | None, typer.Option("--audio", metavar="FILE", help="A recording to ask about; may be repeated.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: always the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draw, where the temperature is not 0.")] = 0,
+    engine: Engine = "auto",
+    threads: Threads = 0,
+    provider: Provider = "cpu",
+    kv_cache: Cache = "",
+    flash_attention: Flash = None,
+    adapter: Scales = None,
+) -> None:
+    """Ask about recordings, or anything else; the answer comes as it is made."""
+    content = [{"type": "audio", "audio": str(file)} for file in audio or ()]
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+    with opened(bundle, engine, threads, provider, kv_cache, flash_attention, adapter) as session:
+        for piece in session.stream(messages, max_tokens=max_tokens, temperature=temperature, seed=seed):
+            typer.echo(piece, nl=False)
+            sys.stdout.flush()
+    typer.echo()
+
+
+def opened(
+    bundle: Path,
+    engine: str,
+    threads: int,
+    provider: str,
+    kv_cache: str,
+    flash_attention: bool | None,
+    adapter: Sequence[str] | None,
+) -> Any:
+    """A session on a bundle, as the options of a command say."""
+    import ossicle
+
+    return ossicle.load(
+        bundle,
+        engine=engine,
+        threads=threads,
+        provider=provider,
+        kv_cache=kv_cache,
+        flash_attention=flash_attention,
+        adapters=scales(adapter or ()),
+    )
+
+
+def scales(texts: Sequence[str]) -> dict[str, float]:
+    """How much of each adapter is added, by name, of texts `name[:scale]`; all of it where no scale is given.
+
+    Raises:
+        EngineError: a scale is no number, or an adapter is named twice.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, colon, scale = text.partition(":")
+        try:
+            number = float(scale) if colon else 1.0
+        except ValueError:
+            raise EngineError(f"'{text}' is no adapter with a scale (possible: NAME or NAME:0.5).") from None
+        if name in found:
+            raise EngineError(f"adapter '{name}' is named twice. Give it once, with one scale: NAME:0.5")
+        found[name] = number
+    return found
+
+
+def _transcribe(session: Any, file: Path, language: str | None) -> dict[str, Any]:
+    try:
+        found = session.transcribe(file, language=language)
+    except (AudioError, PromptError) as reason:
+        return {"file": str(file), "error": " ".join(str(reason).split())}
+    timings = {name: round(value, 4) for name, value in vars(found.timings).items()}
+    return {"file": str(file), "text": found.text, "engine": found.engine, "timings": timings}
+
+
+def _print_transcript(entry: dict[str, Any], *, alone: bool) -> None:
+    if "error" in entry:
+        complain(entry["error"])
+        return
+    typer.echo(entry["text"] if alone else f"{entry['file']}: {entry['text']}")
