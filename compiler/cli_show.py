@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..targets import registry
-from ..targets.contract import Artifact, Recipe, RecipeError, Target
+from ..targets.contract import Artifact, BuildError, Recipe, RecipeError, Target
 from ..targets.manifest import Manifest, bundle_files
 from ..targets.recipes import RECIPES
 from . import cli_engines
@@ -180,6 +180,8 @@ def _holds(target: Target, recipe: Recipe) -> bool:
         target.check(recipe)
     except RecipeError:
         return False
+    except BuildError:
+        return True  # what is missing is the package that writes it
     return True
 
 

@@ -7,6 +7,7 @@ values as inputs and outputs, since states are float16.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from . import coreml_decoder, coreml_graph, coreml_package
@@ -24,7 +25,7 @@ from .contract import (
     WeightStore,
 )
 from .coreml_graph import Emission
-from .coreml_mil import Block, Value, quietly
+from .coreml_mil import Block, Value
 from .coreml_package import Function
 from .coreml_weights import Records
 from .manifest import file_entry
@@ -142,14 +143,12 @@ def _holds(form: WeightFormat) -> bool:
 
 
 def _check_installed() -> None:
-    try:
-        with quietly():
-            import coremltools  # noqa: F401
-    except ImportError as reason:
+    """Looked up and not imported: coremltools brings torch with it."""
+    if find_spec("coremltools") is None:
         raise BuildError(
-            f"target 'coreml' needs the package that writes it, which cannot be imported: {reason}. "
+            "target 'coreml' needs package coremltools, which is not installed. "
             'Install it with: pip install "ossicle[coreml]"'
-        ) from reason
+        )
 
 
 def _input(port: Port, compute: str) -> Value:
