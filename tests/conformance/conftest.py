@@ -14,6 +14,7 @@ from ossicle.targets import manifest as manifests
 from ossicle.targets import registry
 from ossicle.targets.contract import RecipeError
 from ossicle.targets.recipes import RECIPES
+from ossicle.targets.tensorrt_engine import Engines
 from ossicle.tests import checkpoints
 from ossicle.tests.conformance.readers import READERS
 
@@ -22,6 +23,9 @@ FORMS = [*RECIPES, "fp32/standard"]
 
 # A target whose engine takes audio embeddings from another's encoder is built with it.
 BESIDE = {"gguf": ("onnx",)}
+HALF = ("coreml", "tensorrt")  # targets that compute in float16
+# What nothing here can open need not be built.
+OPTIONS: dict[str, Any] = {"tensorrt": {"engines": Engines("none", context=512, prompt=128)}}
 # Rows of ggml's integers are whole blocks of 32, or of 256; the other targets have to do with short last groups.
 CONFIGS = {"gguf": checkpoints.tiny_config(text={"hidden_size": 64, "intermediate_size": 96})}
 BLOCKS = checkpoints.tiny_config(text={"hidden_size": 256, "intermediate_size": 288, "head_dim": 64})
@@ -41,8 +45,8 @@ class Case:
 
     @property
     def compute(self) -> str:
-        """What the engine computes in, and what it stores beside matrices: Core ML float16, but for a recipe of float32."""
-        return "float16" if self.target == "coreml" and self.recipe != "fp32" else RECIPES[self.recipe].compute
+        """What the engine computes in, and what it stores beside matrices: some float16, but for a recipe of float32."""
+        return "float16" if self.target in HALF and self.recipe != "fp32" else RECIPES[self.recipe].compute
 
     @property
     def tolerance(self) -> float:
@@ -52,7 +56,9 @@ class Case:
             return 2.0 if decoder.is_block else 1.0
         if self.recipe == "bf16":
             return 0.2
-        return 3e-2 if self.compute == "float16" else 1e-4
+        if self.compute == "float16":
+            return 0.1 if self.target == "tensorrt" else 3e-2  # which rounds each weight to float16 as well
+        return 1e-4
 
 
 def cases() -> list[tuple[str, str, str, str]]:
@@ -100,6 +106,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         targets=(*BESIDE.get(target, ()), target),
         recipe=_recipe(form),
         verify=False,
+        **OPTIONS.get(target, {}),
     )
     manifest = manifests.read(folder)
     engine = runtime.open(folder, manifest, Options(threads=1))

@@ -167,9 +167,10 @@ def _typed_weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 def _unpacked_columns(held: dict[str, np.ndarray], node: onnx.NodeProto) -> np.ndarray:
     """A matrix stored by columns, each with a scale for every block of it or for all of it."""
     attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-    codes, scales = (held[name].astype(np.float32) for name in node.input)
+    codes, scales = (held[name] for name in node.input)
     assert (len(node.input), attributes["axis"]) == (2, 0 if "block_size" in attributes else 1)
-    return (codes * (np.repeat(scales, attributes["block_size"], 0) if "block_size" in attributes else scales)).T
+    spread = np.repeat(scales, attributes["block_size"], 0) if "block_size" in attributes else scales
+    return (codes.astype(np.float32) * spread.astype(np.float32)).T
 
 
 def _padding(model: onnx.ModelProto, held: dict[str, np.ndarray], node: onnx.NodeProto) -> int:
@@ -180,9 +181,12 @@ def _padding(model: onnx.ModelProto, held: dict[str, np.ndarray], node: onnx.Nod
 
 
 def _unpacked_words(held: dict[str, np.ndarray], name: str) -> np.ndarray:
-    words, scales = held[name], held[f"{name.removesuffix('.codes')}.scales"].astype(np.float32)
-    codes = np.stack([words >> shift & 255 for shift in (0, 8, 16, 24)], axis=-1).reshape(len(words), -1)
-    return (codes.astype(np.float32) - 128) * np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)
+    """The rows of a table as they are looked up, each product rounded to the type of its scale."""
+    words, scales = held[name], held[f"{name.removesuffix('.codes')}.scales"]
+    codes = np.stack([words >> shift & 255 for shift in (0, 8, 16, 24)], axis=-1).reshape(len(words), -1) - 128
+    return (codes.astype(scales.dtype) * np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)).astype(
+        np.float32
+    )
 
 
 def coreml_weights(files: list[Path]) -> dict[str, np.ndarray]:
