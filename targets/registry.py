@@ -19,7 +19,11 @@ _TARGETS = {
 ENCODER_BESIDE = {"gguf": "onnx"}
 
 # Packages that decide what a format's files hold, beside those that every build uses.
-_TOOLS = {"openvino": ("openvino", "openvino-tokenizers")}
+_TOOLS = {
+    "openvino": ("openvino", "openvino-tokenizers"),
+    "coreml": ("coremltools",),
+    "tensorrt": ("tensorrt-rtx",),
+}
 
 
 def names() -> tuple[str, ...]:
