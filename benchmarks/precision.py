@@ -47,24 +47,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="keep the bundles here")
     parser.add_argument("--recipes", default=",".join(RECIPES))
     parser.add_argument("--formats", default=",".join(registry.names()))
+    parser.add_argument("--stock", default="fp16,int8,q4_k_m", help="the recipes that stock llama.cpp hears, too")
     options = parser.parse_args()
-    formats = options.formats.split(",")
+    formats, heard = options.formats.split(","), options.stock.split(",")
     with tempfile.TemporaryDirectory() as scratch:
         found = []
         for name in options.recipes.split(","):
             if held := [target for target in formats if _holds(target, name)]:
                 folder = (options.out or Path(scratch)) / name
-                found.append(measure(name, held, folder, Path(scratch) / "original"))
+                stock = _stock(name, Path(scratch)) if name in heard and "gguf" in held else None
+                found.append(measure(name, held, folder, Path(scratch) / "original", stock))
                 print(f"{name}: {', '.join(found[-1].targets)}", flush=True)
     print("\n" + "\n".join([*rates(found, formats), "", *details(found)]))
 
 
-def measure(name: str, formats: Sequence[str], out: Path, cache: Path) -> Measured:
+def measure(name: str, formats: Sequence[str], out: Path, cache: Path, stock: float | None) -> Measured:
     """A recipe built in these formats and verified."""
     report = pipeline.build(shipped("model"), out, targets=formats, recipe=name, verify=False, force=True)
     verified = verify(out, open_checkpoint(shipped("model")), cache=cache)
     targets = {target.target: target for target in verified.targets if target.target in formats}
-    return Measured(name, report.manifest, targets, _stock(name, cache.parent) if "gguf" in formats else None)
+    return Measured(name, report.manifest, targets, stock)
 
 
 def rates(found: Sequence[Measured], formats: Sequence[str]) -> list[str]:
