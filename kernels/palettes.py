@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Float16 = NDArray[np.float16]
 UInt8 = NDArray[np.uint8]
+Float64 = NDArray[np.float64]
 
 CELLS = 2048
 ROWS = 16  # that share a table, where their number allows
@@ -41,8 +42,7 @@ def fit(weights: Float32, rows: int, levels: int) -> tuple[Float16, UInt8]:
     tables = np.empty((weights.shape[0] // rows, levels), np.float16)
     for index in range(len(tables)):
         values = weights[index * rows : (index + 1) * rows].ravel()
-        counts, sums = _cells(values)
-        tables[index] = _compiled(_best_levels)(counts, sums, levels)
+        tables[index] = _best_levels(*_cells(values), levels)
     codes = np.empty(weights.shape, np.uint8)
     _compiled(_code)(weights, rows, _thresholds(tables), codes)
     return tables, codes
@@ -54,7 +54,7 @@ def look_up(tables: Float16, codes: UInt8, rows: int) -> Float32:
     return np.take_along_axis(spread, codes.astype(np.intp), axis=1)
 
 
-def _cells(values: Float32) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _cells(values: Float32) -> tuple[Float64, Float64]:
     """How many numbers each cell holds, in rising order and none empty, and their sums."""
     if values.size <= CELLS:
         distinct, times = np.unique(values, return_counts=True)
@@ -62,6 +62,25 @@ def _cells(values: Float32) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     counts, sums = np.zeros(CELLS), np.zeros(CELLS)
     _compiled(_histogram)(values, values.min(), values.max(), counts, sums)
     return counts[counts > 0], sums[counts > 0]
+
+
+def _best_levels(counts: Float64, sums: Float64, levels: int) -> Float64:
+    """The means of the partition into so many runs of cells that has the least squared error.
+
+    The squared error is a constant less the sum over runs of (sum of numbers)^2 / count, which is what is made largest.
+    """
+    size, used = counts.size, min(levels, counts.size)
+    before, total = (np.concatenate([[0.0], np.cumsum(values)]) for values in (counts, sums))
+    best = np.concatenate([[0.0], total[1:] ** 2 / before[1:]])
+    starts = np.zeros((used, size + 1), np.int32)  # where the last of r + 1 runs over the first i cells begins
+    for run in range(1, used):
+        best = _compiled(_extended)(best, before, total, run, starts[run])
+    ends = [size]
+    for run in range(used - 1, -1, -1):
+        ends.append(int(starts[run, ends[-1]]))
+    ends.reverse()
+    means = np.diff(total[ends]) / np.diff(before[ends])
+    return np.concatenate([means, np.full(levels - used, means[-1])])
 
 
 def _thresholds(tables: Float16) -> Float32:
@@ -87,51 +106,32 @@ def _histogram(values: Any, least: Any, greatest: Any, counts: Any, sums: Any) -
         sums[cell] += value
 
 
-def _best_levels(counts: Any, sums: Any, levels: int) -> Any:
-    """The means of the partition into so many runs of cells that has the least squared error.
+def _extended(best: Any, counts: Any, sums: Any, runs: int, starts: Any) -> Any:
+    """The gain of the best partition of the first i cells into one run more than `runs`, and in `starts` where that begins.
 
-    The squared error is a constant less the sum over runs of (sum of numbers)^2 / (count), which is what is made largest.
+    `counts` and `sums` are those of all cells before each. The best start never falls as the end rises, so the one of the
+    middle end bounds those of both halves.
     """
-    size = counts.size
-    before_counts, before_sums = np.zeros(size + 1), np.zeros(size + 1)
-    before_counts[1:], before_sums[1:] = np.cumsum(counts), np.cumsum(sums)
-    used = min(levels, size)
-    starts = np.zeros((used, size + 1), np.int32)  # where the last of r + 1 runs over the first i cells begins
-    best = np.empty(size + 1)
-    best[0] = 0.0
-    for stop in range(1, size + 1):
-        best[stop] = before_sums[stop] ** 2 / before_counts[stop]
-    pending = np.empty((2 * size + 2, 4), np.int32)
-    for run in range(1, used):
-        following = np.full(size + 1, -1.0)
-        pending[0, 0], pending[0, 1], pending[0, 2], pending[0, 3] = run + 1, size, run, size - 1
-        waiting = 1
-        while waiting:  # the best start never falls as the end rises: the middle end bounds both halves
-            waiting -= 1
-            low, high, least, greatest = pending[waiting]
-            middle = (low + high) // 2
-            for start in range(least, min(greatest, middle - 1) + 1):
-                total = before_sums[middle] - before_sums[start]
-                gain = best[start] + total * total / (before_counts[middle] - before_counts[start])
-                if gain > following[middle]:
-                    following[middle], starts[run, middle] = gain, start
-            if low < middle:
-                pending[waiting, 0], pending[waiting, 1] = low, middle - 1
-                pending[waiting, 2], pending[waiting, 3] = least, starts[run, middle]
-                waiting += 1
-            if middle < high:
-                pending[waiting, 0], pending[waiting, 1] = middle + 1, high
-                pending[waiting, 2], pending[waiting, 3] = starts[run, middle], greatest
-                waiting += 1
-        best = following
-    means = np.empty(levels)
-    stop = size
-    for run in range(used - 1, -1, -1):
-        start = starts[run, stop] if run else 0
-        means[run] = (before_sums[stop] - before_sums[start]) / (before_counts[stop] - before_counts[start])
-        stop = start
-    means[used:] = means[used - 1]
-    return means
+    gains = np.full(best.size, -1.0)
+    pending = np.empty((best.size + 1, 4), np.int32)
+    pending[0] = np.array([runs + 1, best.size - 1, runs, best.size - 2])
+    waiting = 1
+    while waiting:
+        waiting -= 1
+        low, high, least, greatest = pending[waiting]
+        end = (low + high) // 2
+        for start in range(least, min(greatest, end - 1) + 1):
+            total = sums[end] - sums[start]
+            gain = best[start] + total * total / (counts[end] - counts[start])
+            if gain > gains[end]:
+                gains[end], starts[end] = gain, start
+        if low < end:
+            pending[waiting] = np.array([low, end - 1, least, starts[end]])
+            waiting += 1
+        if end < high:
+            pending[waiting] = np.array([end + 1, high, starts[end], greatest])
+            waiting += 1
+    return gains
 
 
 def _code(weights: Any, shared: int, thresholds: Any, codes: Any) -> None:
