@@ -21,7 +21,7 @@ from ossicle.compiler.pipeline import Silent
 from ossicle.compiler.quantize import Weights
 from ossicle.compiler.trace import trace
 from ossicle.runtimes.mil.interpreter import Program
-from ossicle.targets import onnx_graph
+from ossicle.targets import coreml_graph, onnx_graph
 from ossicle.targets.contract import STAGES, BuildError, CheckpointError, RecipeError, WeightFormat
 from ossicle.targets.coreml import Coreml
 from ossicle.targets.onnx import Onnx
@@ -316,6 +316,13 @@ def test_every_refusal_is_listed_at_once() -> None:
     recipe = replace(RECIPES["q4_k_m"], encoder=WeightFormat(4, 33))
     with pytest.raises(RecipeError, match=r"int4-g33 for encoder.*Q4_K for decoder.*Q6_K for lm_head.*ossicle targets"):
         Coreml().check(recipe)
+
+
+def test_every_operator_without_a_form_is_named(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    forms = {name: form for name, form in coreml_graph._EMITTERS.items() if name not in ("Gelu", "Conv")}
+    monkeypatch.setattr(coreml_graph, "_EMITTERS", forms)
+    with pytest.raises(BuildError, match=r"no form for Conv, Gelu of stage 'audio_encoder'.*ossicle targets"):
+        Coreml().lower(model.traced.stage("audio_encoder"), TABLE["fp16"], model.weights("fp16"), tmp_path, Silent())
 
 
 def test_a_missing_package_is_said_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
