@@ -65,7 +65,9 @@ def test_an_interpreter_is_held_closer_than_an_engine():
     clip = comparison(embeddings_relative=3e-3, embeddings_stored=3e-3, kl_stored=5e-5)
     thresholds = Thresholds(embeddings=1e-2, embeddings_stored=1e-2, kl_stored=8e-4)
     failed = {
-        proof: [check.figure for check in judge("coreml", "coreml", proof, (clip,), thresholds).checks if not check.passed]
+        proof: [
+            check.figure for check in judge("coreml", "coreml", proof, (clip,), thresholds).checks if not check.passed
+        ]
         for proof in ("executed", "interpreted")
     }
     assert failed == {"executed": [], "interpreted": ["embeddings_relative", "embeddings_stored", "kl_stored"]}
