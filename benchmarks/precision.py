@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py [--out DIR] [--recipes fp32,int4] [--formats onnx,openvino,gguf]
 
-Prints two tables. The first is the word error rate of every recipe in every format that holds it, and beside GGUF's that of
+Prints two tables, of each recipe as it is measured and of all at the end. The first is the word error rate of every recipe in every format that holds it, and beside GGUF's that of
 the same numbers, the encoder made wider, where llama.cpp's own `mtmd` computes the audio embeddings. The second has the
 other figures.
 """
@@ -57,8 +57,8 @@ def main() -> None:
                 folder = (options.out or Path(scratch)) / name
                 stock = _stock(name, Path(scratch)) if name in heard and "gguf" in held else None
                 found.append(measure(name, held, folder, Path(scratch) / "original", stock))
-                print(f"{name}: {', '.join(found[-1].targets)}", flush=True)
-    print("\n" + "\n".join([*rates(found, formats), "", *details(found)]))
+                print("\n".join([*rates(found[-1:], formats), "", *details(found[-1:])]), "\n", flush=True)
+    print("\n".join([*rates(found, formats), "", *details(found)]))
 
 
 def measure(name: str, formats: Sequence[str], out: Path, cache: Path, stock: float | None) -> Measured:
