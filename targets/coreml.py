@@ -61,6 +61,8 @@ class Coreml:
     def check(self, recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
         """Raise `RecipeError` listing everything that these stages store under the recipe and Core ML cannot hold."""
         faults = [f"{form.name} for {what}" for what, form in recipe.formats(stages) if not _holds(form)]
+        if self._context < self._chunk:
+            faults.append(f"a state of {self._context} tokens (from {self._chunk} on)")
         if faults:
             raise RecipeError(
                 f"target 'coreml' cannot hold {', '.join(faults)} (it can: float32, float16, int8 and int4 in groups of an "

@@ -4,8 +4,7 @@ https://apple.github.io/coremltools/mlmodel/Format/MIL.html
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -126,18 +125,11 @@ class Block:
 @cache
 def schema(name: str) -> Any:
     """coremltools' protobuf messages: "MIL", "Model", "FeatureTypes"."""
-    with quietly():
-        return import_module(f"coremltools.proto.{name}_pb2")
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Within it, coremltools is imported without a word on what this machine lacks of a Mac."""
     logger = logging.getLogger("coremltools")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.ERROR)  # it warns of all that this machine lacks of a Mac
     try:
-        yield
+        return import_module(f"coremltools.proto.{name}_pb2")
     finally:
         logger.setLevel(level)
 

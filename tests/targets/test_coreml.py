@@ -312,6 +312,11 @@ def test_an_artifact_says_what_it_takes_and_how_long_a_conversation_may_be(model
     assert target.plan(stage, TABLE["fp16"], weights) == artifact.files[2].size
 
 
+def test_a_state_shorter_than_a_chunk_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"a state of 100 tokens \(from 512 on\)"):
+        Coreml(context=100).check(RECIPES["int4"])
+
+
 def test_every_refusal_is_listed_at_once() -> None:
     recipe = replace(RECIPES["q4_k_m"], encoder=WeightFormat(4, 33))
     with pytest.raises(RecipeError, match=r"int4-g33 for encoder.*Q4_K for decoder.*Q6_K for lm_head.*ossicle targets"):
