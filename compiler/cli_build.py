@@ -55,6 +55,10 @@ def build(
     engine: Kind = None,
     compute_capability: Capabilities = None,
     context: Context = None,
+    coreml_context: Annotated[
+        int | None,
+        typer.Option("--coreml-context", help="Core ML: tokens that the decoder's state holds. By default 4096."),
+    ] = None,
     speech: Speech = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare with the original.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
@@ -78,6 +82,7 @@ def build(
             imatrix=imatrix,
             split_bytes=_bytes(split_size) if split_size else None,
             engines=engines(engine, compute_capability, context=context),
+            coreml_context=coreml_context,
             speech=speech,
             verify=not no_verify,
             force=force,

@@ -63,6 +63,7 @@ def build(
     imatrix: Path | None = None,
     split_bytes: int | None = None,
     engines: Engines | None = None,
+    coreml_context: int | None = None,
     speech: Path | None = None,
     verify: bool = True,
     cache: Path | None = None,
@@ -73,7 +74,7 @@ def build(
 
     `runtime_adapters` are kept beside the artifacts, for an engine to add as it runs; verification is without them.
     `imatrix` weighs the rounding of GGUF's blocks. `split_bytes` is the most that one file of a GGUF decoder may hold.
-    `engines` are those built of TensorRT's graphs.
+    `engines` are those built of TensorRT's graphs. `coreml_context` is how many tokens the state of a Core ML decoder holds.
 
     The bundle is made in a folder beside `out` and moved there at the end. A build that was killed is resumed by the same
     call, stage by stage; one that fails leaves nothing. A bundle that fails verification is written and marked. `speech` lists
@@ -86,7 +87,7 @@ def build(
     chosen = named_recipe(recipe) if isinstance(recipe, str) else recipe
     assigned = assign(targets, chosen)
     _check_imatrix(chosen, imatrix)
-    options = _options(targets, chosen, split_bytes, engines)
+    options = _options(targets, chosen, split_bytes, engines, coreml_context)
     opened = open_checkpoint(checkpoint, adapters=adapters, imatrix=imatrix)
     kept = beside.open_all(runtime_adapters, opened, targets)
     if verify:
@@ -184,12 +185,17 @@ def _check_imatrix(recipe: Recipe, imatrix: Path | None) -> None:
 
 
 def _options(
-    targets: Sequence[str], recipe: Recipe, split_bytes: int | None, engines: Engines | None
+    targets: Sequence[str],
+    recipe: Recipe,
+    split_bytes: int | None,
+    engines: Engines | None,
+    coreml_context: int | None,
 ) -> dict[str, dict[str, Any]]:
     """What each target is told beside the recipe; refused where it would have no effect, or where the target refuses it."""
     given: dict[tuple[str, str], dict[str, Any]] = {
         ("gguf", "--split-size"): {"split_bytes": split_bytes},
         ("tensorrt", "--engine and what goes with it"): {"engines": engines},
+        ("coreml", "--coreml-context"): {"context": coreml_context},
     }
     options: dict[str, dict[str, Any]] = {}
     for (target, said), values in given.items():
