@@ -125,13 +125,16 @@ class Engine:
             raise EngineError(
                 f"TensorRT {package.__version__} cannot open '{path}'. Build it on this machine: ossicle engine BUNDLE"
             )
-        self._contexts = [self._context(package, index) for index in range(self._engine.num_optimization_profiles)]
+        self._package = package
+        self._contexts: dict[int, Any] = {}
         self._captures_itself = hasattr(package, "CudaGraphStrategy")
         self._captured: dict[Any, Captured | None] = {}
 
     def run(
         self, profile: int, inputs: Mapping[str, Buffer], numbers: Mapping[str, int], outputs: Mapping[str, Buffer]
     ) -> None:
+        if profile not in self._contexts:
+            self._contexts[profile] = self._context(self._package, profile)
         context = self._contexts[profile]
         held = {name: np.array(value, np.int64) for name, value in numbers.items()}
         for name, value in held.items():
@@ -147,7 +150,10 @@ class Engine:
         self.device.wait()
 
     def _context(self, package: Any, profile: int) -> Any:
-        """A context on its profile. TensorRT for RTX captures graphs by itself; classic TensorRT has them captured here."""
+        """A context on its profile, or on the one there is.
+
+        TensorRT for RTX captures graphs by itself; classic TensorRT has them captured here.
+        """
         if hasattr(package, "CudaGraphStrategy"):
             config = self._engine.create_runtime_config()
             if profile == STEP:
@@ -155,7 +161,8 @@ class Engine:
             context = self._engine.create_execution_context(config)
         else:
             context = self._engine.create_execution_context()
-        if not context.set_optimization_profile_async(profile, self.device.stream.value):
+        number = min(profile, self._engine.num_optimization_profiles - 1)
+        if not context.set_optimization_profile_async(number, self.device.stream.value):
             raise EngineError(f"TensorRT {package.__version__} refuses profile {profile} of its engine")
         self.device.wait()
         return context

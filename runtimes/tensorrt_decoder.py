@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..targets.contract import EngineError, Float32, Port
+from ..targets.tensorrt_engine import LOGITS
 from .base import Sequences
 from .tensorrt_buffers import Block, Buffer, Graph, Scratch
 
 SLOTS = 256
-STEP, PROMPT = 0, 1  # profiles, in the order of targets/tensorrt_engine.py
+STEP, PROMPT = 0, 1  # profiles, in the order of targets/tensorrt_engine.py; an engine may have one for both
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Decoder:
     def _read(self, caches: Caches, prompt: Float32, start: int, last: int) -> Float32:
         """Logits [last, vocabulary] at the end of a prompt that one row goes on with behind `start` tokens, piece by piece."""
         found = []
-        for piece in _pieces(len(prompt), self._limits.prompt):
+        most = self._limits.prompt if last <= LOGITS else min(LOGITS, self._limits.prompt)
+        for piece in _pieces(len(prompt), most):
             wanted = max(0, piece.stop - max(piece.start, len(prompt) - last))
             logits = self._run(PROMPT, caches, prompt[None, piece], [start + piece.start], max(wanted, 1))
             found.append(logits[0, :wanted])

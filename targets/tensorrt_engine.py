@@ -23,6 +23,7 @@ from .contract import Artifact, BuildError, BundleFile, Port, Progress
 from .manifest import Manifest, file_entry
 
 SUFFIX = ".engine"
+LOGITS = 64  # most positions that a run gives logits of: room is made for all of them
 CACHE = "OSSICLE_TENSORRT_CACHE"  # names a folder for classic TensorRT's timing caches
 
 # Measured on decoders of 150 MB to 1.6 GB: what a build held at most, as so much and so many times the weights.
@@ -55,7 +56,7 @@ class Engines:
     kind: str = "auto"
     compute_capabilities: tuple[int, ...] = ()  # of "rtx", as 89; (): every RTX GPU from Ampere on
     context: int = 8192  # tokens that the cache of one sequence holds
-    prompt: int = 2048  # tokens that are read at a time
+    prompt: int = 512  # tokens that are read at a time
     batch: int = 8  # sequences that step together, windows that are encoded together
 
 
@@ -189,16 +190,19 @@ def graph_file(artifact: Artifact) -> BundleFile:
     return next(file for file in artifact.files if file.path.endswith(".onnx"))
 
 
-def profiles(stage: str, inputs: Sequence[Port], engines: Engines) -> list[dict[str, list[list[int]]]]:
+def profiles(artifact: Artifact, engines: Engines) -> list[dict[str, list[list[int]]]]:
     """For each way in which a stage is run, the least, usual and greatest shape of every input; of a number, its values."""
     return [
-        {port.name: [_shape(port, sizes, index) for index in range(3)] for port in inputs}
-        for sizes in _sizes(stage, engines)
+        {port.name: [_shape(port, sizes, index) for index in range(3)] for port in artifact.inputs}
+        for sizes in _sizes(artifact.stage, engines, packed=artifact.precision.startswith("int"))
     ]
 
 
-def _sizes(stage: str, engines: Engines) -> list[dict[str, tuple[int, int, int]]]:
-    """Dimensions and numbers by name. A decoder reads one prompt at a time, or steps with every sequence."""
+def _sizes(stage: str, engines: Engines, *, packed: bool) -> list[dict[str, tuple[int, int, int]]]:
+    """Dimensions and numbers by name. A decoder reads one prompt at a time, or steps with every sequence.
+
+    With integers both ways are one profile, since TensorRT would keep the weights of each.
+    """
     usual = min(512, engines.prompt)
     slots = (1, min(1024, engines.context), engines.context)
     if stage == "audio_encoder":
@@ -215,8 +219,10 @@ def _sizes(stage: str, engines: Engines) -> list[dict[str, tuple[int, int, int]]
         "batch_size": (1, 1, 1),
         "sequence_length": (1, usual, engines.prompt),
         "total_sequence_length": slots,
-        "num_logits_to_keep": (0, 1, engines.prompt),
+        "num_logits_to_keep": (1, 1, min(LOGITS, engines.prompt)),
     }
+    if packed:
+        return [{name: (least, usual, max(most, prompt[name][2])) for name, (least, usual, most) in step.items()}]
     return [step, prompt]
 
 
@@ -245,7 +251,7 @@ def _request(artifact: Artifact, engines: Engines, folder: Path, engine: Path) -
         "engine": str(engine),
         "compute_capabilities": list(engines.compute_capabilities),
         "scalars": [port.name for port in artifact.inputs if not port.shape],
-        "profiles": profiles(artifact.stage, artifact.inputs, engines),
+        "profiles": profiles(artifact, engines),
         "timing_caches": os.environ.get(CACHE) if kind == "trt" else None,
     }
 

@@ -40,13 +40,15 @@ def bundle(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work / "out"
 
 
-def with_engines(bundle: Path, folder: Path, kind: str = "rtx", numbers: tuple[int, ...] = (86, 89)) -> Path:
-    """A bundle beside another, with engines that the package stood in for opens."""
+def with_engines(
+    bundle: Path, folder: Path, kind: str = "rtx", numbers: tuple[int, ...] = (86, 89), precision: str = "fp32"
+) -> Path:
+    """A bundle beside another, with engines that the package stood in for opens, profiles as for a precision."""
     manifest = manifests.read(bundle)
     (folder / "tensorrt").mkdir(parents=True, exist_ok=True)
     artifacts = []
     for artifact in manifest.artifacts:
-        held = tensorrt_engine.profiles(artifact.stage, artifact.inputs, LIMITS)
+        held = tensorrt_engine.profiles(replace(artifact, precision=precision), LIMITS)
         path = folder / "tensorrt" / f"{artifact.stage}.engine"
         path.write_text(json.dumps({"graph": str(bundle / artifact.files[0].path), "profiles": held}))
         version = "1.7.1.116" if kind == "rtx" else "11.0.0"
@@ -70,12 +72,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Driver:
     return driver
 
 
-@pytest.fixture(params=["cpu", "rtx", "trt"])
+@pytest.fixture(params=["cpu", "rtx", "rtx one profile", "trt"])
 def engine(request: pytest.FixtureRequest, bundle: Path, tmp_path: Path) -> Iterator[TensorRtEngine]:
     folder = bundle
     if request.param != "cpu":
         request.getfixturevalue("gpu")
-        folder = with_engines(bundle, tmp_path / "bundle", request.param, (89,))
+        precision = "int4" if request.param == "rtx one profile" else "fp32"
+        folder = with_engines(bundle, tmp_path / "bundle", request.param[:3], (89,), precision)
     opened = tensorrt.RUNTIME.open(folder, manifests.read(folder), Options(threads=1))
     assert opened.name == ("tensorrt-onnxruntime" if request.param == "cpu" else "tensorrt-gpu")
     yield opened  # type: ignore[misc]

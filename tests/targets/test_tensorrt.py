@@ -97,10 +97,9 @@ def test_caches_are_scattered_into_and_are_of_one_length(bundle: Path) -> None:
     assert sum(node.op_type == "TensorScatter" for node in graph.node) == 4
 
 
+@pytest.mark.parametrize("bundle", ["int4"], indirect=True)
 def test_the_same_inputs_give_the_same_bytes(bundle: Path, built: Path) -> None:
     """Of graphs and numbers, whether beside another target or alone; not of engines."""
-    if manifests.read(bundle).recipe["name"] != "int4":
-        pytest.skip("the other build is of int4")
     first, again = (
         {file.path: file.sha256 for one in manifests.read(folder).artifacts for file in one.files}
         for folder in (bundle, built)
@@ -164,6 +163,7 @@ def test_engines_are_for_tensorrt_alone(checkpoint: Path, tmp_path: Path) -> Non
         build(checkpoint, tmp_path / "out", engines=Engines("none"), verify=False)
 
 
+@pytest.mark.parametrize("bundle", ["int4"], indirect=True)
 def test_without_memory_graphs_are_written_and_an_engine_that_was_asked_for_is_refused(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,14 +208,20 @@ class TestEngines:
             assert facts.peak_memory > facts.size
             assert "no_engine" not in artifact.requirements
 
-    def test_profiles_are_for_steps_and_for_prompts(self, built: Path) -> None:
+    def test_integers_have_one_profile_for_steps_and_prompts(self, built: Path) -> None:
         facts = tensorrt_engine.facts(built, decoder(built))
         assert facts is not None
-        step, prompt = facts.profiles
+        (shapes,) = facts.profiles
+        assert shapes["inputs_embeds"] == [[1, 1, 48], [1, 1, 48], [4, 64, 48]]
+        assert shapes["past_key_values.0.key"] == [[1, 2, 512, 16], [1, 2, 512, 16], [4, 2, 512, 16]]
+        assert shapes["num_logits_to_keep"] == [[1], [1], [64]]
+
+    def test_floats_have_a_profile_for_each(self, built: Path) -> None:
+        floats = replace(decoder(built), precision="fp16")
+        step, prompt = tensorrt_engine.profiles(floats, Engines("rtx", context=512, prompt=32, batch=4))
         assert step["inputs_embeds"] == [[1, 1, 48], [1, 1, 48], [4, 1, 48]]
-        assert prompt["inputs_embeds"] == [[1, 1, 48], [1, 64, 48], [1, 64, 48]]
-        assert step["past_key_values.0.key"] == [[1, 2, 512, 16], [1, 2, 512, 16], [4, 2, 512, 16]]
-        assert (step["num_logits_to_keep"], prompt["num_logits_to_keep"]) == ([[1], [1], [1]], [[0], [1], [64]])
+        assert prompt["inputs_embeds"] == [[1, 1, 48], [1, 32, 48], [1, 32, 48]]
+        assert (step["num_logits_to_keep"], prompt["num_logits_to_keep"]) == ([[1], [1], [1]], [[1], [1], [32]])
 
     def test_they_are_built_anew_of_a_bundle_alone(self, built: Path) -> None:
         before = manifests.read(built)
@@ -252,6 +258,7 @@ def test_a_bundle_without_graphs_for_it_gets_no_engines() -> None:
         tensorrt_engine.add(golden, Engines("rtx"), Silent())
 
 
+@pytest.mark.parametrize("bundle", ["int4"], indirect=True)
 def test_classic_tensorrt_builds_for_the_gpu_of_this_machine(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +276,6 @@ def test_classic_tensorrt_builds_for_the_gpu_of_this_machine(
         assert (facts.device, facts.warnings) == ("NVIDIA Test", ("a warning",))
         told = json.loads((bundle / "tensorrt" / "decoder.engine").read_text())
         assert told["flags"] == 1 << 3
-        assert len(told["profiles"]) == 2
+        assert len(told["profiles"]) == 1
         assert told["timings"] == "x" * (number - 1)
         assert (tmp_path / "timings" / "tensorrt-11.0.0-sm90.cache").read_bytes() == b"x" * number
