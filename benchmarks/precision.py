@@ -2,9 +2,9 @@
 
     python benchmarks/precision.py [--out DIR] [--recipes fp32,int4] [--formats onnx,openvino,gguf]
 
-Prints two tables, of each recipe as it is measured and of all at the end. The first is the word error rate of every recipe in every format that holds it, and beside GGUF's that of
-the same numbers, the encoder made wider, where llama.cpp's own `mtmd` computes the audio embeddings. The second has the
-other figures.
+Prints two tables, of each recipe as it is measured and of all at the end. The first is the word error rate of every recipe in
+every format that holds it, and beside GGUF's that of the same numbers, the encoder made wider, where llama.cpp's own `mtmd`
+computes the audio embeddings. The second has the other figures.
 """
 
 import argparse
