@@ -26,8 +26,8 @@ SUFFIX = ".engine"
 LOGITS = 64  # most positions that a run gives logits of: room is made for all of them
 CACHE = "OSSICLE_TENSORRT_CACHE"  # names a folder for classic TensorRT's timing caches
 
-# Measured on decoders of 150 MB to 1.6 GB: what a build held at most, as so much and so many times the weights.
-_BASE, _TIMES = 400_000_000, 3.5
+# What a build held at most, of decoders with 0.18 to 0.66 GB of weights: so much, and so many times them (docs/tensorrt.md).
+_BASE, _TIMES = 400_000_000, 4.0
 
 
 @dataclass(frozen=True)
