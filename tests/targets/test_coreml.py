@@ -17,7 +17,7 @@ import torch
 from onnx import numpy_helper
 from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.compiler.families import family
-from ossicle.compiler.pipeline import Silent
+from ossicle.compiler.pipeline import Silent, build
 from ossicle.compiler.quantize import Weights
 from ossicle.compiler.trace import trace
 from ossicle.runtimes.mil.interpreter import Program
@@ -310,6 +310,15 @@ def test_an_artifact_says_what_it_takes_and_how_long_a_conversation_may_be(model
     ]
     assert artifact.memory.kv_per_token == 2 * 2 * 2 * 2 * 16  # layers, keys and values, heads, bytes, width
     assert target.plan(stage, TABLE["fp16"], weights) == artifact.files[2].size
+
+
+def test_the_length_of_the_state_is_given_to_a_build(model: Model, tmp_path: Path) -> None:
+    checkpoint = model.folder / "checkpoint"
+    report = build(checkpoint, tmp_path / "out", targets=("coreml",), coreml_context=600, verify=False)
+    stages = {artifact.stage: artifact.requirements for artifact in report.manifest.artifacts}
+    assert stages["decoder"]["context"] == "600"
+    with pytest.raises(RecipeError, match=r"--coreml-context is for target coreml, and the targets are onnx"):
+        build(checkpoint, tmp_path / "other", targets=("onnx",), coreml_context=600, verify=False)
 
 
 def test_a_state_shorter_than_a_chunk_is_refused() -> None:
