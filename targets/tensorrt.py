@@ -88,7 +88,7 @@ class Tensorrt:
             "opsets": f"ai.onnx {tensorrt_graph.OPSET}",
             "compute": compute(recipe),
             "context": str(engines.context),
-            "prompt": str(engines.prompt),
+            "prompt": str(engines.piece),
             "batch": str(engines.batch),
         }
 

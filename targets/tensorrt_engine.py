@@ -26,8 +26,8 @@ SUFFIX = ".engine"
 LOGITS = 64  # most positions that a run gives logits of: room is made for all of them
 CACHE = "OSSICLE_TENSORRT_CACHE"  # names a folder for classic TensorRT's timing caches
 
-# What a build held at most, of decoders with 0.18 to 0.66 GB of weights: so much, and so many times them (docs/tensorrt.md).
-_BASE, _TIMES = 400_000_000, 4.0
+# What a build of a decoder held at most: so much, and so many times its weights, integers and floats (docs/tensorrt.md).
+_BASE, _TIMES_INTEGERS, _TIMES_FLOATS = 400_000_000, 4.0, 3.2
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Engines:
     context: int = 8192  # tokens that the cache of one sequence holds
     prompt: int = 512  # tokens that are read at a time
     batch: int = 8  # sequences that step together, windows that are encoded together
+
+    @property
+    def piece(self) -> int:
+        """Tokens that are read at a time: no more than a cache holds."""
+        return min(self.prompt, self.context)
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,13 @@ def check(engines: Engines) -> None:
         raise BuildError(f"engines for target 'tensorrt' cannot be built: {'; '.join(faults)}")
 
 
-def needed(weights: int) -> int:
-    """Bytes of memory that building an engine of a graph with so many bytes of weights takes."""
-    return _BASE + int(_TIMES * weights)
+def needed(artifact: Artifact) -> int:
+    """Bytes of memory that building the engine of an artifact's graph takes."""
+    return _BASE + int((_TIMES_INTEGERS if _packed(artifact) else _TIMES_FLOATS) * artifact.memory.weights)
 
 
-def refusal(engines: Engines, stage: str, weights: int) -> str | None:
-    """Why no engine of a stage is built here, with the command that builds one elsewhere; None where one is."""
+def refusal(engines: Engines, artifact: Artifact) -> str | None:
+    """Why no engine of an artifact's graph is built here, with the command that builds one elsewhere; None where one is."""
     if engines.kind == "none":
         return "none was asked for. Build it on the device with: ossicle engine BUNDLE"
     package = PACKAGES["rtx" if engines.kind == "auto" else engines.kind]
@@ -111,10 +116,10 @@ def refusal(engines: Engines, stage: str, weights: int) -> str | None:
             f"package {package.name} is not installed. Install it with: {package.install}, then: ossicle engine BUNDLE"
         )
     free = memory.available()
-    if free is not None and needed(weights) > free:
+    if free is not None and needed(artifact) > free:
         return (
-            f"building the engine of '{stage}' takes about {needed(weights) / 1e9:.1f} GB of memory for its "
-            f"{weights / 1e9:.1f} GB of weights, and {free / 1e9:.1f} GB are free here. "
+            f"building the engine of '{artifact.stage}' takes about {needed(artifact) / 1e9:.1f} GB of memory for its "
+            f"{artifact.memory.weights / 1e9:.1f} GB of weights, and {free / 1e9:.1f} GB are free here. "
             "Build it on a machine that has them with: ossicle engine BUNDLE"
         )
     return None
@@ -127,7 +132,7 @@ def build(artifact: Artifact, engines: Engines, folder: Path, progress: Progress
         BuildError: an engine of a kind that was named cannot be built, with the reason.
     """
     bare = _without_engine(artifact)
-    reason = refusal(engines, artifact.stage, artifact.memory.weights)
+    reason = refusal(engines, artifact)
     if reason and engines.kind in PACKAGES:
         raise BuildError(f"no engine can be built: {reason}. Without it: --engine none")
     if reason:
@@ -194,7 +199,7 @@ def profiles(artifact: Artifact, engines: Engines) -> list[dict[str, list[list[i
     """For each way in which a stage is run, the least, usual and greatest shape of every input; of a number, its values."""
     return [
         {port.name: [_shape(port, sizes, index) for index in range(3)] for port in artifact.inputs}
-        for sizes in _sizes(artifact.stage, engines, packed=artifact.precision.startswith("int"))
+        for sizes in _sizes(artifact.stage, engines, packed=_packed(artifact))
     ]
 
 
@@ -203,12 +208,12 @@ def _sizes(stage: str, engines: Engines, *, packed: bool) -> list[dict[str, tupl
 
     With integers both ways are one profile, since TensorRT would keep the weights of each.
     """
-    usual = min(512, engines.prompt)
+    usual = min(512, engines.piece)
     slots = (1, min(1024, engines.context), engines.context)
     if stage == "audio_encoder":
         return [{"num_windows": (1, 1, engines.batch)}]
     if stage == "embed_tokens":
-        return [{"batch_size": (1, 1, 1), "sequence_length": (1, usual, max(engines.prompt, engines.batch))}]
+        return [{"batch_size": (1, 1, 1), "sequence_length": (1, usual, max(engines.piece, engines.batch))}]
     step = {
         "batch_size": (1, 1, engines.batch),
         "sequence_length": (1, 1, 1),
@@ -217,13 +222,17 @@ def _sizes(stage: str, engines: Engines, *, packed: bool) -> list[dict[str, tupl
     }
     prompt = {
         "batch_size": (1, 1, 1),
-        "sequence_length": (1, usual, engines.prompt),
+        "sequence_length": (1, usual, engines.piece),
         "total_sequence_length": slots,
-        "num_logits_to_keep": (1, 1, min(LOGITS, engines.prompt)),
+        "num_logits_to_keep": (1, 1, min(LOGITS, engines.piece)),
     }
     if packed:
         return [{name: (least, usual, max(most, prompt[name][2])) for name, (least, usual, most) in step.items()}]
     return [step, prompt]
+
+
+def _packed(artifact: Artifact) -> bool:
+    return artifact.precision.startswith("int")
 
 
 def _shape(port: Port, sizes: Mapping[str, tuple[int, int, int]], index: int) -> list[int]:
@@ -233,7 +242,7 @@ def _shape(port: Port, sizes: Mapping[str, tuple[int, int, int]], index: int) ->
 
 
 def _limits(engines: Engines) -> dict[str, str]:
-    return {"prompt": str(engines.prompt), "batch": str(engines.batch)}
+    return {"prompt": str(engines.piece), "batch": str(engines.batch)}
 
 
 def _without_engine(artifact: Artifact) -> Artifact:
