@@ -176,7 +176,9 @@ def test_a_float_too_large_for_float16_is_refused() -> None:
 
 @pytest.mark.parametrize("recipe", ["int4-g128"])
 def test_what_no_type_holds_is_refused(recipe: str) -> None:
-    with pytest.raises(RecipeError, match=r"int4-g128 for decoder, int4-g128 for lm_head \(it can: .*Q6_K.*--quant int4"):
+    with pytest.raises(
+        RecipeError, match=r"int4-g128 for decoder, int4-g128 for lm_head \(it can: .*Q6_K.*--quant int4"
+    ):
         registry.target("gguf").check(RECIPES[recipe])
 
 
