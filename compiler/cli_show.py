@@ -22,7 +22,14 @@ from .report import figure, finite, label
 _SHOWN = ("logits", "kl", "top1", "same_text", "wer_original", "wer")
 
 
-_NEEDED = {"onnx": ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime")}  # to build for a target, and to run it
+_BUILD = ("torch", "onnx", "onnx_ir", "onnxscript")
+_NEEDED = {  # to write a target's files, or to run them
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "gguf": "xllamacpp",
+    "coreml": "coremltools",
+    "tensorrt": "tensorrt_rtx",
+}
 
 
 def console() -> Console:
@@ -159,7 +166,7 @@ def target_rows() -> list[dict[str, Any]]:
         {
             "target": name,
             "recipes": [recipe.name for recipe in RECIPES.values() if _holds(registry.target(name), recipe)],
-            "missing": [package for package in _NEEDED.get(name, ()) if find_spec(package) is None],
+            "missing": [package for package in (*_BUILD, _NEEDED[name]) if find_spec(package) is None],
             "install": f"pip install 'ossicle[{name},build]'",
         }
         for name in registry.names()
