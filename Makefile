@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/ossicle demo
 
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: $(STAMP) build/typing/ossicle
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 import collections
 import gc
-import itertools
 import os
 import resource
 import signal
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -100,13 +100,21 @@ def test_nothing_is_left_behind(bundle: Path) -> None:
     assert psutil.Process().children() == children
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as a program has it, here and in what is started from here: a shell's background processes ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupted_call_leaves_the_next_one_whole(bundle: Path, model: Any) -> None:
     engine = opened(bundle)
     _, held = engine.prefill([prompt(5)])
     pid = engine._process.pid
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        collections.deque((engine.score(prompt(900)) for _ in itertools.count()), 0)
+        collections.deque((engine.score(prompt(900)) for _ in range(10_000)), 0)
     with pytest.raises(EngineError, match="they are lost"):
         engine.step(held, np.array([1]))
     ours, _ = engine.prefill([prompt(7)])
