@@ -135,7 +135,8 @@ def _memory(layout: Layout, stage: TracedStage) -> Memory:
     """Weights as stored; the cache of one token in float32; the largest activations of a window or of 1024 tokens."""
     caches = [port.shape for port in _caches(stage.inputs)]
     per_token = 4 * sum(int(shape[1]) * int(shape[3]) for shape in caches)
-    widest = max((slot.shape[0] for slot in layout.slots if slot.name.startswith(tuple(stage.weights))), default=0)
+    matrices = [slot.shape for slot in layout.slots if slot.name.startswith(tuple(stage.weights)) and len(slot.shape) > 1]
+    widest = max((shape[0] for shape in matrices), default=0)
     positions = {"audio_encoder": 1500, "decoder": 1024}.get(stage.name, 0)
     return Memory(weights=sum(layout.sizes()), kv_per_token=per_token, working=16 * positions * widest)
 
