@@ -201,6 +201,11 @@ class Recipe:
     thresholds: Thresholds = Thresholds()
     overrides: tuple[Override, ...] = ()  # of several that fit a tensor the first counts
 
+    def main_format(self, stage: str) -> WeightFormat:
+        """What most of a stage's matrices are stored in."""
+        form: WeightFormat = getattr(self, STAGE_PARTS[stage][0])
+        return form
+
     def formats(self, stages: Sequence[str] = STAGES) -> list[tuple[str, WeightFormat]]:
         """Every format that these stages store, behind the part or the tensors that it is for."""
         parts = [part for stage in stages for part in STAGE_PARTS[stage]]

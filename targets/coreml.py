@@ -15,7 +15,6 @@ from .contract import (
     STAGES,
     Artifact,
     BuildError,
-    Memory,
     Port,
     Progress,
     Recipe,
@@ -29,6 +28,7 @@ from .coreml_mil import Block, Value
 from .coreml_package import Function
 from .coreml_weights import Records
 from .manifest import file_entry
+from .needs import needs
 from .recipes import PALETTE4
 from .streaming import Layout, fill
 
@@ -94,7 +94,7 @@ class Coreml:
             inputs=_ports(first.inputs),
             outputs=_ports(first.outputs),
             requirements={"engine": "coreml", "system": "iOS 18, macOS 15", **planned.requirements},
-            memory=_memory(planned, stage, weights),
+            memory=needs(stage, weights, sum(planned.layout.sizes()), 2 if planned.records.compute == "float16" else 4),
         )
 
     def place(self, stage: TracedStage, recipe: Recipe, weights: WeightStore) -> Planned:
@@ -126,7 +126,7 @@ class Coreml:
 
 def precision(stage: str, recipe: Recipe) -> str:
     """How a stage's matrices are stored: fp32, fp16, int8, int4 or palette4."""
-    form = {"audio_encoder": recipe.encoder, "embed_tokens": recipe.embedding, "decoder": recipe.decoder}[stage]
+    form = recipe.main_format(stage)
     if form.kind:
         return form.kind
     return f"fp{form.bits}" if form.is_float else f"int{form.bits}"
@@ -175,13 +175,3 @@ _VARYING: Mapping[str, str] = {
     "logit_positions": "num_logits",
     "logits": "num_logits",
 }
-
-
-def _memory(planned: Planned, stage: TracedStage, weights: WeightStore) -> Memory:
-    """Weights as stored; the cache of one token; the largest activations of a window or of a chunk."""
-    width = 2 if planned.records.compute == "float16" else 4
-    caches = [port.shape for port in stage.inputs if port.name.startswith(coreml_decoder.PAST)]
-    per_token = width * sum(int(shape[1]) * int(shape[3]) for shape in caches)
-    widest = max(weights.source(name).shape[0] for name in stage.weights)
-    positions = {"audio_encoder": 1500, "decoder": CHUNK}.get(stage.name, 0)
-    return Memory(weights=sum(planned.layout.sizes()), kv_per_token=per_token, working=4 * width * positions * widest)

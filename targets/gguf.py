@@ -24,7 +24,6 @@ from .contract import (
     BundleFile,
     Float32,
     LowRankUpdate,
-    Memory,
     Progress,
     Recipe,
     RecipeError,
@@ -38,6 +37,7 @@ from .gguf_blocks import F16, F32, BlockType
 from .gguf_file import TensorInfo
 from .gguf_metadata import FileType, Model
 from .manifest import file_entry
+from .needs import needs
 from .streaming import DataFiles, Layout, Slot, fill, row_blocks
 
 FOLDER = "gguf"
@@ -90,15 +90,15 @@ class Gguf:
 
         The embedding is written with the decoder, so its own stage has no file.
         """
-        kind = _mostly(stage.name, recipe)
         if stage.name == EMBEDDING:
-            return self._artifact(stage, recipe, kind, folder, ())
+            return self._artifact(stage, recipe, weights, folder, ())
+        kind = _mostly(stage.name, recipe)
         model = gguf_metadata.read_model(folder)
         files = self._divided(stage.name, _wanted(stage, weights, model))
         paths = _paths(folder / FOLDER, _file_name(stage.name, model, kind), len(files))
         layout = _layout(_metadata(stage.name, model, kind), files, weights)
         fill(layout, paths, progress, f"gguf {stage.name}")
-        return self._artifact(stage, recipe, kind, folder, paths)
+        return self._artifact(stage, recipe, weights, folder, paths)
 
     def lower_adapter(self, name: str, updates: Mapping[str, LowRankUpdate], folder: Path) -> BundleFile:
         """Write a LoRA adapter of the decoder under `folder`, where config.json and tokenizer.json stand."""
@@ -118,19 +118,19 @@ class Gguf:
         return [_placed_anew(file) for file in files]
 
     def _artifact(
-        self, stage: TracedStage, recipe: Recipe, kind: FileType, folder: Path, paths: Sequence[Path]
+        self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Path, paths: Sequence[Path]
     ) -> Artifact:
         size = sum(path.stat().st_size for path in paths)
         return Artifact(
             target=self.name,
             stage=stage.name,
             recipe=recipe.name,
-            precision=kind.name,
+            precision=_mostly(stage.name, recipe).name,
             files=tuple(file_entry(folder, path) for path in paths),
             inputs=stage.inputs,
             outputs=stage.outputs,
             requirements={"engine": "llamacpp", "gguf": "3"},
-            memory=Memory(weights=size, kv_per_token=_kv_per_token(stage)),
+            memory=needs(stage, weights, size, width=4),
         )
 
 
@@ -149,8 +149,7 @@ def _paths(folder: Path, stem: str, count: int) -> list[Path]:
 
 def _mostly(stage: str, recipe: Recipe) -> FileType:
     """What a file's matrices mostly are."""
-    form = {AUDIO_ENCODER: recipe.encoder, EMBEDDING: recipe.embedding, DECODER: recipe.decoder}[stage]
-    kind = _held(form)
+    kind = _held(recipe.main_format(stage))
     if stage == DECODER and (named := gguf_mixes.FILE_TYPES.get(recipe.name)):
         return FileType(recipe.name.upper(), named)
     return FileType(kind.name, kind.file_type)
@@ -285,9 +284,3 @@ def _packed(stored: Stored, source: TensorSource, pack: Callable[[Float32], UInt
             ) from reason
         scale = stored.info.rows // source.shape[0]  # rows of the file in one of the tensor's first axis
         yield start * scale, packed
-
-
-def _kv_per_token(stage: TracedStage) -> int:
-    """Bytes of the float32 cache of one token."""
-    caches = [port.shape for port in stage.inputs if port.name.startswith("past_key_values.")]
-    return 4 * sum(int(shape[1]) * int(shape[3]) for shape in caches)

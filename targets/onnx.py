@@ -9,7 +9,6 @@ from . import hub_folder, onnx_graph, onnx_weights, streaming
 from .contract import (
     STAGES,
     Artifact,
-    Memory,
     Progress,
     Recipe,
     RecipeError,
@@ -18,6 +17,7 @@ from .contract import (
     WeightStore,
 )
 from .manifest import file_entry
+from .needs import needs
 
 STEMS: Mapping[str, str] = {
     "audio_encoder": hub_folder.AUDIO_ENCODER,
@@ -76,7 +76,7 @@ class Onnx:
             inputs=onnx_graph.ports(stage.inputs, graph.inputs),
             outputs=onnx_graph.ports(stage.outputs, graph.outputs),
             requirements=_requirements(planned.model),
-            memory=_memory(planned, stage, recipe),
+            memory=needs(stage, weights, sum(planned.layout.sizes()), 2 if recipe.compute == "float16" else 4),
         )
 
 
@@ -92,7 +92,7 @@ def place(stage: TracedStage, recipe: Recipe, weights: WeightStore) -> Planned:
 
 def precision(stage: str, recipe: Recipe) -> str:
     """The transformers.js name of a stage's precision: fp32, fp16, int8, q4 or q4f16."""
-    form = {"audio_encoder": recipe.encoder, "embed_tokens": recipe.embedding, "decoder": recipe.decoder}[stage]
+    form = recipe.main_format(stage)
     if form.bits == 4:
         return "q4" if recipe.compute == "float32" else "q4f16"
     if form.bits == 8:
@@ -119,13 +119,3 @@ def _requirements(model: Any) -> dict[str, str]:
         f"{domain} {model.opset_imports['' if domain == 'ai.onnx' else domain]}" for domain in sorted(domains)
     )
     return {"engine": "onnxruntime", "version": ">=1.24", "opsets": opsets, "operators": ", ".join(operators)}
-
-
-def _memory(planned: Planned, stage: TracedStage, recipe: Recipe) -> Memory:
-    """Weights as stored; the cache of one token; and the largest activations of a window or of a 1024-token prefill."""
-    width = 2 if recipe.compute == "float16" else 4
-    caches = [port.shape for port in stage.inputs if port.name.startswith("past_key_values.")]
-    per_token = width * sum(int(shape[1]) * int(shape[3]) for shape in caches)
-    widest = max((slot.shape[0] for slot in planned.layout.slots if slot.name.endswith((".codes", ".T"))), default=0)
-    positions = {"audio_encoder": 1500, "decoder": 1024}.get(stage.name, 0)
-    return Memory(weights=sum(planned.layout.sizes()), kv_per_token=per_token, working=4 * width * positions * widest)

@@ -14,7 +14,6 @@ from .contract import (
     STAGES,
     Artifact,
     BuildError,
-    Memory,
     Port,
     Progress,
     Recipe,
@@ -24,6 +23,7 @@ from .contract import (
     WeightStore,
 )
 from .manifest import file_entry
+from .needs import needs
 from .openvino_state import BEAM, stateful
 from .openvino_weights import Constants
 from .streaming import Layout, fill
@@ -91,7 +91,7 @@ class Openvino:
             inputs=_ports(model.inputs, stage.inputs),
             outputs=_ports(model.outputs, stage.outputs),
             requirements={"engine": "openvino", "version": ">=2026.0"},
-            memory=_memory(planned.layout, stage),
+            memory=needs(stage, weights, sum(planned.layout.sizes()), width=4),
         )
 
 
@@ -107,7 +107,7 @@ def place(stage: TracedStage, recipe: Recipe, weights: WeightStore) -> Planned:
 
 def precision(stage: str, recipe: Recipe) -> str:
     """How a stage's matrices are stored: fp32, fp16, int8 or int4."""
-    form = {"audio_encoder": recipe.encoder, "embed_tokens": recipe.embedding, "decoder": recipe.decoder}[stage]
+    form = recipe.main_format(stage)
     return f"fp{form.bits}" if form.is_float else f"int{form.bits}"
 
 
@@ -131,22 +131,8 @@ def _check_installed() -> None:
         ) from reason
 
 
-def _memory(layout: Layout, stage: TracedStage) -> Memory:
-    """Weights as stored; the cache of one token in float32; the largest activations of a window or of 1024 tokens."""
-    caches = [port.shape for port in _caches(stage.inputs)]
-    per_token = 4 * sum(int(shape[1]) * int(shape[3]) for shape in caches)
-    matrices = [slot.shape for slot in layout.slots if slot.name.startswith(tuple(stage.weights)) and len(slot.shape) > 1]
-    widest = max((shape[0] for shape in matrices), default=0)
-    positions = {"audio_encoder": 1500, "decoder": 1024}.get(stage.name, 0)
-    return Memory(weights=sum(layout.sizes()), kv_per_token=per_token, working=16 * positions * widest)
-
-
 def _ports(held: Any, declared: tuple[Port, ...]) -> tuple[Port, ...]:
     """A model's inputs or outputs, weights apart: the declared ones that it has, and whose row each row continues."""
     names = {name for port in held for name in port.get_names()}
     ports = tuple(port for port in declared if port.name in names)
     return (*ports, Port(BEAM, "int32", ("batch_size",))) if BEAM in names else ports
-
-
-def _caches(ports: tuple[Port, ...]) -> list[Port]:
-    return [port for port in ports if port.name.startswith("past_key_values.")]

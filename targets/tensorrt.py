@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from . import onnx, onnx_graph, onnx_weights, tensorrt_engine, tensorrt_graph, tensorrt_weights
-from .contract import STAGES, Artifact, Memory, Progress, Recipe, RecipeError, TracedStage, WeightFormat, WeightStore
+from .contract import STAGES, Artifact, Progress, Recipe, RecipeError, TracedStage, WeightFormat, WeightStore
 from .manifest import file_entry
+from .needs import needs
 from .onnx import Planned
 from .recipes import FLOAT8
 from .streaming import fill
 from .tensorrt_engine import Engines
 
 FOLDER = "tensorrt"
-POSITIONS = {"audio_encoder": 1500, "decoder": 1024}  # that working space is reckoned for
 
 
 class Tensorrt:
@@ -67,7 +67,7 @@ class Tensorrt:
             inputs=onnx_graph.ports(declared.inputs, graph.inputs),
             outputs=onnx_graph.ports(declared.outputs, graph.outputs),
             requirements=self._requirements(recipe),
-            memory=_memory(planned, stage, recipe),
+            memory=needs(stage, weights, sum(planned.layout.sizes()), 4 if compute(recipe) == "float32" else 2),
         )
         return tensorrt_engine.build(artifact, self.engines, folder, progress)
 
@@ -100,7 +100,7 @@ def compute(recipe: Recipe) -> Literal["float32", "float16"]:
 
 def precision(stage: str, recipe: Recipe) -> str:
     """How a stage's matrices are stored: fp32, fp16, fp8, int8 or int4."""
-    form = {"audio_encoder": recipe.encoder, "embed_tokens": recipe.embedding, "decoder": recipe.decoder}[stage]
+    form = recipe.main_format(stage)
     return f"fp{form.bits}" if form.is_float or form == FLOAT8 else f"int{form.bits}"
 
 
@@ -111,17 +111,3 @@ def _holds(form: WeightFormat) -> bool:
 def _looks_up(form: WeightFormat) -> bool:
     """Whether an embedding's table can be in a format."""
     return form.is_float or (form.bits == 8 and not form.kind and form.group % 4 == 0)
-
-
-def _memory(planned: Planned, stage: TracedStage, recipe: Recipe) -> Memory:
-    """Weights as stored; the cache of one token; the largest activations of a window or of a prompt of 1024 tokens."""
-    width = 4 if compute(recipe) == "float32" else 2
-    caches = [port.shape for port in stage.inputs if tensorrt_graph.is_cache(port)]
-    per_token = width * sum(int(shape[1]) * int(shape[3]) for shape in caches)
-    matrices = [value.shape[1] for value in planned.model.graph.initializers.values() if len(value.shape) == 2]
-    widest = max(map(int, matrices), default=0)
-    return Memory(
-        weights=sum(planned.layout.sizes()),
-        kv_per_token=per_token,
-        working=2 * width * POSITIONS.get(stage.name, 0) * widest,
-    )

@@ -311,15 +311,3 @@ def test_a_missing_package_is_said_with_the_command(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BuildError, match=r'pip install "ossicle\[openvino\]"'):
         Openvino().check(RECIPES["int4"])
-
-
-def test_working_space_is_that_of_the_widest_matrix(bundle: Path) -> None:
-    """However the integers are packed: activations are as wide as matrices have rows."""
-    artifacts = manifests.read(bundle).artifacts
-    decoder = next(one for one in artifacts if (one.target, one.stage) == ("openvino", "decoder"))
-    scales = [
-        held
-        for name, (_, held, *_) in openvino_integers(bundle).items()
-        if "language_model" in name or "lm_head" in name
-    ]
-    assert decoder.memory.working == 16 * 1024 * max(len(rows) for rows in scales)
