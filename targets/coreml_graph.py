@@ -9,6 +9,7 @@ from typing import Any
 
 from . import coreml_ops as ops
 from . import onnx_graph
+from .attention_forms import forms, with_present
 from .contract import BuildError, Recipe, TracedStage, WeightStore
 from .coreml_attention import Cache, attention, cached_attention
 from .coreml_mil import Block, Value
@@ -41,7 +42,7 @@ def graph(stage: TracedStage, recipe: Recipe) -> Any:
     Raises:
         BuildError: it has operators that have no form in MIL.
     """
-    model = onnx_graph.graph(stage, recipe, _forms())
+    model = onnx_graph.graph(stage, recipe, forms(_cached_attention_node, _attention_node, _last_node))
     unknown = sorted({node.op_type for node in model.graph} - set(_EMITTERS))
     if unknown:
         raise BuildError(
@@ -60,18 +61,6 @@ def emit(model: Any, emission: Emission) -> list[Value]:
     return [emission.values[output.name] for output in model.graph.outputs if output.name in emission.values]
 
 
-def _forms() -> Mapping[Any, Any]:
-    """What stands in a traced program for each opaque operator: a node of its name, without what MIL does not need."""
-    import torch
-
-    operators = torch.ops.ossicle
-    return {
-        operators.cached_attention.default: _cached_attention_node,
-        operators.attention.default: _attention_node,
-        operators.last.default: _last_node,
-    }
-
-
 def _cached_attention_node(
     query: Any,
     key: Any,
@@ -86,18 +75,12 @@ def _cached_attention_node(
     kv_heads: int,
     scale: float,
 ) -> Any:
-    import torch
-
-    batch, _, length, width = past_key.shape
-    present = (batch, kv_heads, length + query.shape[1], width)
-    return torch.onnx.ops.symbolic_multi_out(
-        f"{_DOMAIN}::CachedAttention",
+    """A node of its name, without what MIL does not need."""
+    inputs, attributes = (
         (query, key, value, past_key, past_value),
-        attrs={"heads": heads, "kv_heads": kv_heads, "scale": scale},
-        dtypes=(query.dtype,) * 3,
-        shapes=(query.shape, present, present),
-        version=1,
+        {"heads": heads, "kv_heads": kv_heads, "scale": scale},
     )
+    return with_present(f"{_DOMAIN}::CachedAttention", inputs, attributes, past_key, version=1)
 
 
 def _attention_node(query: Any, key: Any, value: Any, heads: int, scale: float) -> Any:

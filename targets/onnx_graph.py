@@ -5,22 +5,22 @@ Weights are initializers without values here, so that nothing can fold them into
 
 import logging
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
+from .attention_forms import Forms, forms, last, rotated, visible, with_present
 from .contract import Port, Recipe, TracedStage
 
 OPSET = 23
 
 
-def graph(stage: TracedStage, recipe: Recipe, forms: Mapping[Any, Any] | None = None) -> Any:
+def graph(stage: TracedStage, recipe: Recipe, chosen: Forms | None = None) -> Any:
     """The onnx_ir.Model of a traced stage: operators chosen, optimized, inputs and outputs named, weights without values.
 
-    `forms`: what each opaque operator becomes, where it is not what the recipe says.
+    `chosen`: what each opaque operator becomes, where it is not what the recipe says.
     """
     import onnx_ir as ir
 
-    model = _translate(stage, forms or _forms(recipe))
+    model = _translate(stage, chosen or _forms(recipe))
     for name, value in model.graph.initializers.items():
         if name in stage.constants:
             value.const_value = ir.tensor(stage.constants[name], name=name)
@@ -42,19 +42,13 @@ def ports(declared: tuple[Port, ...], values: Any) -> tuple[Port, ...]:
     )
 
 
-def _forms(recipe: Recipe) -> dict[Any, Any]:
-    import torch
-
-    operators = torch.ops.ossicle
-    fused = recipe.attention == "fused"
-    return {
-        operators.cached_attention.default: _group_query_attention if fused else _attention_with_past,
-        operators.attention.default: _multi_head_attention if fused else _attention,
-        operators.last.default: last,
-    }
+def _forms(recipe: Recipe) -> Forms:
+    if recipe.attention == "fused":
+        return forms(_group_query_attention, _multi_head_attention, last)
+    return forms(_attention_with_past, _attention, last)
 
 
-def _translate(stage: TracedStage, forms: Mapping[Any, Any]) -> Any:
+def _translate(stage: TracedStage, chosen: Forms) -> Any:
     import torch
 
     # it warns that torchvision's operators are not there, which no stage has
@@ -62,7 +56,7 @@ def _translate(stage: TracedStage, forms: Mapping[Any, Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its pytree
         translated = torch.onnx.export(
-            stage.program.run_decompositions(dict(forms)),
+            stage.program.run_decompositions(dict(chosen)),
             dynamo=True,
             opset_version=OPSET,
             optimize=False,
@@ -187,16 +181,11 @@ def _group_query_attention(
     """
     import torch
 
-    last = (mask.sum(1) - 1).to(torch.int32)
+    end = (mask.sum(1) - 1).to(torch.int32)
     total = torch.scalar_tensor(mask.shape[1], dtype=torch.int32)
-    return torch.onnx.ops.symbolic_multi_out(
-        "com.microsoft::GroupQueryAttention",
-        (query, key, value, past_key, past_value, last, total, cos, sin),
-        attrs={"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale, "do_rotary": 1, "rotary_interleaved": 0},
-        dtypes=(query.dtype,) * 3,
-        shapes=(query.shape, *_present_shapes(query, past_key)),
-        version=1,
-    )
+    inputs = (query, key, value, past_key, past_value, end, total, cos, sin)
+    attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale, "do_rotary": 1, "rotary_interleaved": 0}
+    return with_present("com.microsoft::GroupQueryAttention", inputs, attributes, past_key, version=1)
 
 
 def _attention_with_past(
@@ -214,34 +203,10 @@ def _attention_with_past(
     scale: float,
 ) -> Any:
     """ONNX's own RotaryEmbedding and Attention: positions and padding as the mask says."""
-    import torch
-
-    def rotate(values: Any, count: int) -> Any:
-        return torch.onnx.ops.symbolic(
-            "RotaryEmbedding",
-            (values, cos, sin, positions),
-            attrs={"num_heads": count, "interleaved": 0},
-            dtype=values.dtype,
-            shape=values.shape,
-        )
-
-    new, total = query.shape[1], mask.shape[1]
-    rows = torch.arange(new)[:, None] + (total - new)
-    columns = torch.arange(total)[None, :]
-    # a padded row sees itself, since a row that sees nothing would be NaN and spread
-    visible = ((columns <= rows)[None] & (mask[:, None, :] > 0)) | (columns == rows)[None]
-    return torch.onnx.ops.symbolic_multi_out(
-        "Attention",
-        (rotate(query, heads), rotate(key, kv_heads), value, visible[:, None], past_key, past_value),
-        attrs={"q_num_heads": heads, "kv_num_heads": kv_heads, "scale": scale},
-        dtypes=(query.dtype,) * 3,
-        shapes=(query.shape, *_present_shapes(query, past_key)),
-    )
-
-
-def _present_shapes(query: Any, past: Any) -> tuple[Any, Any]:
-    batch, heads, length, width = past.shape
-    return ((batch, heads, length + query.shape[1], width),) * 2
+    turned = (rotated(query, heads, positions, cos, sin), rotated(key, kv_heads, positions, cos, sin))
+    inputs = (*turned, value, visible(query.shape[1], mask), past_key, past_value)
+    attributes = {"q_num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
+    return with_present("Attention", inputs, attributes, past_key)
 
 
 def _multi_head_attention(query: Any, key: Any, value: Any, heads: int, scale: float) -> Any:
@@ -266,15 +231,4 @@ def _attention(query: Any, key: Any, value: Any, heads: int, scale: float) -> An
         attrs={"q_num_heads": heads, "kv_num_heads": heads, "scale": scale},
         dtype=query.dtype,
         shape=query.shape,
-    )
-
-
-def last(hidden: Any, count: Any) -> Any:
-    """The last `count` positions; all of them where it is 0, since -0 is the start."""
-    import torch
-
-    end = torch.full((1,), 2**62, dtype=torch.int64)
-    axis = torch.full((1,), 1, dtype=torch.int64)
-    return torch.onnx.ops.symbolic(
-        "Slice", (hidden, -count.reshape(1), end, axis), dtype=hidden.dtype, shape=hidden.shape
     )

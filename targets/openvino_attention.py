@@ -8,19 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from . import attention_forms
+from .attention_forms import Forms, visible, with_present
+
 DOMAIN = "ossicle"
 
 
-def forms() -> dict[Any, Any]:
+def forms() -> Forms:
     """What stands in a traced program for each opaque operator."""
-    import torch
-
-    operators = torch.ops.ossicle
-    return {
-        operators.cached_attention.default: _cached_attention,
-        operators.attention.default: _attention,
-        operators.last.default: _all,
-    }
+    return attention_forms.forms(_cached_attention, _attention, _all)
 
 
 def extensions() -> list[Any]:
@@ -52,27 +48,10 @@ def _cached_attention(
         half = torch.nn.functional.embedding(positions, table)
         return torch.cat([half, half], -1)[:, None]
 
-    batch, _, length, width = past_key.shape
-    present = (batch, kv_heads, length + query.shape[1], width)
-    return torch.onnx.ops.symbolic_multi_out(
-        f"{DOMAIN}::CachedAttention",
-        (query, key, value, past_key, past_value, _visible(query.shape[1], mask), rows(cos), rows(sin)),
-        attrs={"heads": heads, "kv_heads": kv_heads, "scale": scale, "width": width},
-        dtypes=(query.dtype,) * 3,
-        shapes=(query.shape, present, present),
-        version=1,
-    )
-
-
-def _visible(new: Any, mask: Any) -> Any:
-    """Which tokens each new one sees: those before it that the mask has, and itself even where it is padding."""
-    import torch
-
-    total = mask.shape[1]
-    rows = torch.arange(new)[:, None] + (total - new)
-    columns = torch.arange(total)[None, :]
-    # a row that sees nothing would be NaN and spread
-    return (((columns <= rows)[None] & (mask[:, None, :] > 0)) | (columns == rows)[None])[:, None]
+    seen = visible(query.shape[1], mask)
+    inputs = (query, key, value, past_key, past_value, seen, rows(cos), rows(sin))
+    attributes = {"heads": heads, "kv_heads": kv_heads, "scale": scale, "width": past_key.shape[3]}
+    return with_present(f"{DOMAIN}::CachedAttention", inputs, attributes, past_key, version=1)
 
 
 def _attention(query: Any, key: Any, value: Any, heads: int, scale: float) -> Any:

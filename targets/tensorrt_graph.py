@@ -5,20 +5,19 @@ into the cache, which is both an input and an output, and attention reads as muc
 a number, since TensorRT scatters into no other.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from .attention_forms import forms, last, rotated
 from .contract import Port, Recipe, TracedStage
 from .onnx_graph import graph as onnx_graph
-from .onnx_graph import last
 
 OPSET = 24  # TensorScatter
 
 
 def graph(stage: TracedStage, recipe: Recipe, length: int) -> Any:
     """The onnx_ir.Model of a traced stage in the forms that TensorRT has, caches of `length` tokens, weights without values."""
-    model = onnx_graph(cached(stage, length), recipe, _forms())
+    model = onnx_graph(cached(stage, length), recipe, forms(_scattered_attention, _attention, last))
     model.opset_imports[""] = OPSET
     return model
 
@@ -37,17 +36,6 @@ def _in_place(ports: tuple[Port, ...], length: int) -> tuple[Port, ...]:
     return tuple(
         replace(port, shape=(*port.shape[:2], length, *port.shape[3:])) if is_cache(port) else port for port in ports
     )
-
-
-def _forms() -> Mapping[Any, Any]:
-    import torch
-
-    operators = torch.ops.ossicle
-    return {
-        operators.cached_attention.default: _scattered_attention,
-        operators.attention.default: _attention,
-        operators.last.default: last,
-    }
 
 
 def _scattered_attention(
@@ -70,10 +58,10 @@ def _scattered_attention(
     """
     keys, values = (
         _scatter(past, _by_head(new, kv_heads), positions[:, 0])
-        for past, new in ((past_key, _rotated(key, cos, sin, positions, kv_heads)), (past_value, value))
+        for past, new in ((past_key, rotated(key, kv_heads, positions, cos, sin)), (past_value, value))
     )
     mixed = _attend(
-        _by_head(_rotated(query, cos, sin, positions, heads), heads),
+        _by_head(rotated(query, heads, positions, cos, sin), heads),
         _first(keys, mask.shape[1]),
         _first(values, mask.shape[1]),
         scale,
@@ -88,18 +76,6 @@ def _visible(mask: Any, positions: Any) -> Any:
 
     slots = torch.arange(mask.shape[1])
     return ((slots <= positions[:, :, None]) & (mask[:, None, :] > 0))[:, None]
-
-
-def _rotated(values: Any, cos: Any, sin: Any, positions: Any, heads: int) -> Any:
-    import torch
-
-    return torch.onnx.ops.symbolic(
-        "RotaryEmbedding",
-        (values, cos, sin, positions),
-        attrs={"num_heads": heads, "interleaved": 0},
-        dtype=values.dtype,
-        shape=values.shape,
-    )
 
 
 def _by_head(values: Any, heads: int) -> Any:
