@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 _DOORS = {
     "build": "compiler.pipeline",
-    "load": "runtimes.session",
+    "load": "runtimes.opening",
     "doctor": "runtimes.device",
 }
 

@@ -1,13 +1,13 @@
 """Prompts -> answers: one token at a time for a batch of sequences, each of which ends by itself."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
 from ..kernels.sampling import Chooser, Sampling
-from ..targets.contract import EngineError, Float32, PromptError
+from ..targets.contract import Cancelled, EngineError, Float32, PromptError
 from .base import Engine, Sequences
 from .tokens import GrowingText, Tokenizer
 
@@ -28,6 +28,7 @@ class Settings(TypedDict, total=False):
     seed: int
     stop: str | Sequence[str]  # the answer ends before any of these texts
     stop_tokens: Sequence[int]  # beside those of the model
+    cancelled: Callable[[], bool]  # asked before each window of audio and each token; true: give up, by Cancelled
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,16 @@ class Decoding:
     max_tokens: int
     stop: tuple[str, ...]
     stop_tokens: tuple[int, ...]
+    cancelled: Callable[[], bool] | None = None
+
+    def check_wanted(self) -> None:
+        """Go on only if the caller still wants the answer.
+
+        Raises:
+            Cancelled: it does not.
+        """
+        if self.cancelled is not None and self.cancelled():
+            raise Cancelled("the answer is not wanted any more.")
 
 
 def decoding(**settings: Unpack[Settings]) -> Decoding:
@@ -56,7 +67,7 @@ def decoding(**settings: Unpack[Settings]) -> Decoding:
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if "" in stops:
         raise PromptError("stop '' is not possible (it can be: texts that are not empty).")
-    return Decoding(_sampling(settings), most, stops, tuple(settings.get("stop_tokens", ())))
+    return Decoding(_sampling(settings), most, stops, tuple(settings.get("stop_tokens", ())), settings.get("cancelled"))
 
 
 def _sampling(settings: Settings) -> Sampling:
@@ -71,6 +82,7 @@ def _sampling(settings: Settings) -> Sampling:
 class Row:
     """One sequence while it grows."""
 
+    how: Decoding
     chooser: Chooser
     text: GrowingText
     most: int  # tokens
@@ -81,6 +93,7 @@ class Row:
 
     def add(self, logits: Float32) -> str:
         """Choose the next token; the text that it makes certain."""
+        self.how.check_wanted()
         token = self.chooser.choose(logits)
         if token in self.stop_tokens:
             return self._finish("stop", "")
@@ -114,6 +127,7 @@ def start_row(
 ) -> Row:
     """A sequence about to grow behind a prompt of these ids; `stop` are the model's own stop tokens."""
     return Row(
+        how,
         Chooser(how.sampling, vocabulary, ids, row),
         GrowingText(tokenizer, how.stop),
         min(how.max_tokens, context - len(ids)),

@@ -17,8 +17,10 @@ from ..targets.contract import OssicleError
 from ..targets.memory import peak_memory
 from ..targets.probe import Answer, Kind, Report, Request, read_requests, write_report
 from .base import proof
+from .opening import load
+from .replies import Reply
 from .select import select
-from .session import Reply, Session, load
+from .session import Session
 
 FORBIDDEN = ("torch", "transformers")
 

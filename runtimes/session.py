@@ -5,7 +5,7 @@ with ossicle.load("bundle") as session:
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -16,57 +16,18 @@ from typing import Any, Self, Unpack, overload
 import numpy as np
 
 from ..kernels.logmel import log_mel
-from ..targets import manifest as manifests
-from ..targets.contract import BundleError, EngineError, Float32, PromptError
+from ..targets.contract import EngineError, Float32, PromptError
 from ..targets.manifest import Manifest
 from .audio import AudioSource, load_audio
-from .base import BoundedEngine, Engine, Listener, Options, Runtime
-from .generate import Decoding, Finish, Row, Settings, decoding, grow, start_row
+from .base import BoundedEngine, Engine, Listener
+from .generate import Decoding, Row, Settings, decoding, grow, start_row
 from .prompt import Clip, Prompts, clips, read_messages
-from .select import select
+from .replies import Reply, Stream, Timings, Transcription
 from .tokens import Tokenizer
 
 TOKENIZER = "tokenizer.json"
 BATCH = 8  # recordings decoded together
 REMEMBERED = 16  # windows whose audio embeddings are kept
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Where the time went, in seconds. Of what a batch did together, each recording has its share by tokens."""
-
-    audio: float  # length of the recordings themselves
-    encode: float  # reading, log-mel and audio encoder
-    prefill: float
-    decode: float
-    tokens: int  # of the answer
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.decode if self.decode else 0.0
-
-    @property
-    def real_time_factor(self) -> float:
-        """Seconds of work per second of audio; 0 without audio."""
-        return (self.encode + self.prefill + self.decode) / self.audio if self.audio else 0.0
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer. `finish` "length": it ended at `max_tokens` or at the end of the context."""
-
-    text: str
-    tokens: tuple[int, ...]
-    engine: str
-    finish: Finish
-    timings: Timings
-
-
-@dataclass(frozen=True)
-class Transcription(Reply):
-    """The words of a recording."""
-
-    language: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,58 +38,6 @@ class Prepared:
     embeddings: Float32  # [sequence, hidden]
     audio_seconds: float
     seconds: float
-
-
-def load(
-    bundle: str | Path,
-    *,
-    engine: str | Runtime = "auto",
-    threads: int = 0,
-    provider: str = "cpu",
-    kv_cache: str = "",
-    flash_attention: bool | None = None,
-    adapters: Mapping[str, float] | None = None,
-    check: bool = True,
-    allow_failed: bool = False,
-) -> "Session":
-    """A session on a bundle. What its engine cannot do is refused.
-
-    Args:
-        threads: 0 is as many as there are cores.
-        provider: what the engine computes on.
-        kv_cache: what keys and values are kept in: "float32", "float16", "int8" or "int4"; "" is the engine's exact default.
-        flash_attention: None is the engine's exact default.
-        adapters: those that the bundle keeps for run time, by name, and how much of each is added: 1.0 as it was trained.
-        check: compare every file with its sha256; without it, sizes alone.
-        allow_failed: open artifacts that verification found to differ from the original.
-
-    Raises:
-        BundleError: there is no bundle, it is damaged, or what would run has failed verification.
-        EngineError: no engine can run it here as asked.
-    """
-    if threads < 0:
-        raise EngineError(f"threads {threads} is not possible (it can be: 0 for all cores, or more).")
-    folder = Path(bundle)
-    manifest = manifests.read(folder)
-    manifests.check_files(folder, manifest, hashes=check)
-    if not (folder / TOKENIZER).is_file():
-        raise BundleError(f"bundle '{folder}' has no {TOKENIZER}. Build it again: ossicle build")
-    runtime = select(manifest, engine) if isinstance(engine, str) else engine
-    if not allow_failed:
-        _refuse_failed(folder, manifest, runtime.target)
-    tokenizer = Tokenizer(folder / TOKENIZER)
-    options = Options(threads, provider, kv_cache, flash_attention, dict(adapters or {}))
-    return Session(manifest, tokenizer, runtime.open(folder, manifest, options))
-
-
-def _refuse_failed(folder: Path, manifest: Manifest, target: str) -> None:
-    verified = manifest.verification.get(target, {"passed": True})
-    if not verified["passed"]:
-        raise BundleError(
-            f"bundle '{folder}' failed verification for target {target} ({', '.join(verified['failed'])}), so it does not "
-            "compute what its original does. See its verification.md; build it anew with another --quant, or open it all "
-            "the same with allow_failed=True"
-        )
 
 
 class Session:
@@ -179,7 +88,7 @@ class Session:
         sources = audio if isinstance(audio, list) else [audio]
         results: list[Transcription] = []
         for start in range(0, len(sources), BATCH):
-            batch = [self._hear(Clip(source, rate), language) for source in sources[start : start + BATCH]]
+            batch = [self._hear(Clip(source, rate), language, how) for source in sources[start : start + BATCH]]
             replies = self._answer(batch, how, start)
             results += [Transcription(**vars(reply), language=language) for reply in replies]
         return results if isinstance(audio, list) else results[0]
@@ -192,7 +101,7 @@ class Session:
             PromptError: the conversation or a setting is not possible, or it is longer than the context.
         """
         how = decoding(**settings)
-        return self._answer([self._converse(messages)], how)[0]
+        return self._answer([self._converse(messages, how)], how)[0]
 
     def stream(
         self,
@@ -201,19 +110,21 @@ class Session:
         language: str | None = None,
         rate: int | None = None,
         **settings: Unpack[Settings],
-    ) -> Iterator[str]:
+    ) -> Stream:
         """What `transcribe` gives for a recording, or `chat` for a list of messages, piece by piece as it is found.
 
-        Pieces hold whole characters only, and add up to the text.
+        Raises:
+            AudioError: a recording cannot be used.
+            PromptError: the conversation or a setting is not possible, or it is longer than the context.
         """
         how = decoding(**settings)
         if isinstance(source, list | tuple):
             if language is not None or rate is not None:
                 raise PromptError("a conversation has no language or rate of its own (only a transcription has).")
-            prepared = self._converse(source)
+            prepared = self._converse(source, how)
         else:
-            prepared = self._hear(Clip(source, rate), language)
-        return self._pieces(prepared, how)
+            prepared = self._hear(Clip(source, rate), language, how)
+        return Stream(self._pieces(prepared, how))
 
     def score(self, audio: AudioSource, tokens: Sequence[int], *, language: str | None = None) -> Float32:
         """Logits [len(tokens), vocabulary] from which each of `tokens` would be chosen as the transcript of `audio`.
@@ -221,7 +132,7 @@ class Session:
         Raises:
             PromptError: the tokens do not fit into the context.
         """
-        prompt = self._hear(Clip(audio), language).embeddings
+        prompt = self._hear(Clip(audio), language, decoding()).embeddings
         if len(tokens) > self._context - len(prompt):
             raise PromptError(f"{len(tokens)} tokens cannot be scored (at most: {self._context - len(prompt)}).")
         answer = self._engine.embed(np.asarray(tokens, np.int64))
@@ -271,17 +182,17 @@ class Session:
             window_frames=audio.window_frames,
         )
 
-    def _hear(self, clip: Clip, language: str | None) -> Prepared:
+    def _hear(self, clip: Clip, language: str | None, how: Decoding) -> Prepared:
         started = perf_counter()
         samples = self._samples(clip)
         ids = self._prompts.transcription(self._count([samples])[0], language)
-        return self._prepare(ids, [samples], started)
+        return self._prepare(ids, [samples], how, started)
 
-    def _converse(self, messages: Sequence[Mapping[str, Any]]) -> Prepared:
+    def _converse(self, messages: Sequence[Mapping[str, Any]], how: Decoding) -> Prepared:
         started = perf_counter()
         turns = read_messages(messages)
         heard = [self._samples(clip) for clip in clips(turns)]
-        return self._prepare(self._prompts.chat(turns, self._count(heard)), heard, started)
+        return self._prepare(self._prompts.chat(turns, self._count(heard)), heard, how, started)
 
     def _count(self, heard: Sequence[Float32]) -> list[int]:
         """Windows of each recording; an engine that listens itself says how many it makes of one."""
@@ -290,18 +201,20 @@ class Session:
         samples = self.manifest.audio.hop * self.manifest.audio.window_frames
         return [-(-len(clip) // samples) for clip in heard]
 
-    def _prepare(self, ids: Sequence[int], heard: Sequence[Float32], started: float) -> Prepared:
+    def _prepare(self, ids: Sequence[int], heard: Sequence[Float32], how: Decoding, started: float) -> Prepared:
         """The prompt is checked against the context by now: only what fits is encoded."""
         embeddings = np.array(self._engine.embed(np.asarray(ids, np.int64)))
         if heard:
             places = np.asarray(ids) == self.manifest.text.audio_token
-            audio = [self._encode(samples) for samples in heard]
-            embeddings[places] = np.concatenate(audio).reshape(-1, embeddings.shape[1])
+            audio = np.concatenate([self._encode(samples, how) for samples in heard])
+            embeddings[places] = audio.reshape(-1, embeddings.shape[1])
         seconds = sum(map(len, heard)) / self.manifest.audio.sample_rate
         return Prepared(tuple(ids), embeddings, seconds, perf_counter() - started)
 
-    def _encode(self, samples: Float32) -> Float32:
+    def _encode(self, samples: Float32, how: Decoding | None = None) -> Float32:
         """Audio embeddings; kept for a while, since a conversation hands its recordings over at every turn."""
+        if how is not None:
+            how.check_wanted()
         key = blake2b(np.ascontiguousarray(samples).data, digest_size=16).digest()
         if key not in self._heard:
             self._heard[key] = self._embedded(samples)
@@ -327,11 +240,15 @@ class Session:
             row=number,
         )
 
-    def _pieces(self, prepared: Prepared, how: Decoding) -> Iterator[str]:
+    def _pieces(self, prepared: Prepared, how: Decoding) -> Generator[str, None, Reply]:
+        how.check_wanted()
+        row, started = self._row(prepared, how, 0), perf_counter()
         logits, state = self._engine.prefill([prepared.embeddings])
-        for _, piece in grow(self._engine, [self._row(prepared, how, 0)], logits, state):
+        prefilled = perf_counter()
+        for _, piece in grow(self._engine, [row], logits, state):
             if piece:
                 yield piece
+        return self._reply(prepared, row, prefilled - started, perf_counter() - prefilled)
 
     def _answer(self, batch: Sequence[Prepared], how: Decoding, first: int = 0) -> list[Reply]:
         """Answers of prompts decoded together; `first` is the number of the first among all of the caller's."""

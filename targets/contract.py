@@ -71,6 +71,10 @@ class EngineError(OssicleError):
     """An engine is missing, or failed."""
 
 
+class Cancelled(OssicleError):  # noqa: N818 - no error: what the caller asked for
+    """The caller gave up what it had asked for."""
+
+
 class VerificationError(OssicleError):
     """An artifact does not compute what the original does."""
 

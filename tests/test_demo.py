@@ -13,7 +13,8 @@ from ossicle.compiler.lora import AdapterSpec
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.report import faults
 from ossicle.compiler.verify import verify
-from ossicle.runtimes.session import Session, load
+from ossicle.runtimes.opening import load
+from ossicle.runtimes.session import Session
 
 SPANISH = {
     "zero": "cero", "one": "uno", "two": "dos", "three": "tres", "four": "cuatro", "five": "cinco", "six": "seis",

@@ -17,7 +17,8 @@ from ossicle.compiler.demonstration import shipped
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.reference import Original, _recording
 from ossicle.compiler.speech import Clip
-from ossicle.runtimes.session import Session, load
+from ossicle.runtimes.opening import load
+from ossicle.runtimes.session import Session
 from ossicle.targets.contract import Float32
 
 SPEECH = shipped("speech")

@@ -101,7 +101,8 @@ import ossicle
 from ossicle.runtimes.audio import load_audio
 from ossicle.runtimes.prompt import Prompts
 from ossicle.runtimes.select import runtimes
-from ossicle.runtimes.session import load, Session
+from ossicle.runtimes.opening import load
+from ossicle.runtimes.session import Session
 from ossicle.runtimes import probe
 from ossicle.kernels.logmel import log_mel
 assert all(runtime.usable() is None for runtime in runtimes())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from ossicle.compiler.pipeline import build
-from ossicle.runtimes.session import load
+from ossicle.runtimes.opening import load
 from ossicle.targets.recipes import RECIPES
 from ossicle.tests import checkpoints
 from ossicle.tests.golden.test_golden import EXPECTED, TOKENS, sound

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ossicle.runtimes.session import load
+from ossicle.runtimes.opening import load
 from ossicle.targets import manifest as manifests
 
 EXPECTED = "expected.npz"

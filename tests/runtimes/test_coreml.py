@@ -16,7 +16,7 @@ from ossicle.runtimes import coreml, coreml_models
 from ossicle.runtimes import device as machine
 from ossicle.runtimes import select as selection
 from ossicle.runtimes.base import Engine, Options, proof
-from ossicle.runtimes.session import load
+from ossicle.runtimes.opening import load
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import BundleError, EngineError, Float32
 from ossicle.targets.coreml import Coreml

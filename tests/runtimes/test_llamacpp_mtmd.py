@@ -15,8 +15,9 @@ from ossicle.compiler.pipeline import build
 from ossicle.compiler.verify import verify
 from ossicle.runtimes import llamacpp_mtmd
 from ossicle.runtimes.device import doctor
+from ossicle.runtimes.opening import load
 from ossicle.runtimes.select import select
-from ossicle.runtimes.session import Session, load
+from ossicle.runtimes.session import Session
 from ossicle.targets import manifest
 from ossicle.targets.contract import EngineError, VerificationError
 from ossicle.tests import checkpoints

@@ -125,7 +125,7 @@ def test_an_interrupted_call_leaves_the_next_one_whole(bundle: Path, model: Any)
 
 PARENT = """
 import sys, time
-from ossicle.runtimes.session import load
+from ossicle.runtimes.opening import load
 session = load(sys.argv[1], engine="llamacpp", threads=1)
 print(session._engine._process.pid, flush=True)
 while True:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from ossicle.runtimes.session import load
+from ossicle.runtimes.opening import load
 from ossicle.targets.probe import Report, Request, command, read_report, write_requests
 from ossicle.tests.runtimes.tiny_onnx import weights, write_onnx_bundle
 

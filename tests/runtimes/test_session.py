@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from ossicle.runtimes.session import Session, load
+from ossicle.runtimes.opening import load
+from ossicle.runtimes.session import Session
 from ossicle.targets import manifest
-from ossicle.targets.contract import AudioError, BundleError, EngineError, Float32, PromptError
+from ossicle.targets.contract import AudioError, BundleError, Cancelled, EngineError, Float32, PromptError
 from ossicle.tests.fakes import HIDDEN, FakeEngine, FakeRuntime, write_bundle
 
 RECORDING = Path("recording.wav")
@@ -91,6 +92,40 @@ def test_a_stream_adds_up_to_the_answer(session: Session) -> None:
     messages = _conversation({"type": "text", "text": "which room?"}, {"type": "audio", "audio": _noise(1.0)})
     answer = session.chat(messages, max_tokens=30)
     assert "".join(session.stream(messages, max_tokens=30)) == answer.text
+
+
+def test_a_stream_has_its_answer_at_its_end(session: Session) -> None:
+    stream = session.stream(_noise(1.0), max_tokens=3)
+    with pytest.raises(EngineError, match="has not come to its end"):
+        _ = stream.reply
+    text = "".join(stream)
+    assert (stream.reply.text, len(stream.reply.tokens), stream.reply.finish) == (text, 3, "length")
+    assert stream.reply.timings.audio == 1.0
+
+
+def test_a_closed_stream_gives_nothing_more_and_the_session_goes_on(session: Session) -> None:
+    whole = session.transcribe(_noise(1.0), max_tokens=30)
+    stream = session.stream(_noise(1.0), max_tokens=30)
+    assert whole.text.startswith(next(stream))
+    stream.close()
+    assert list(stream) == []
+    with pytest.raises(EngineError):
+        _ = stream.reply
+    assert session.transcribe(_noise(1.0), max_tokens=30).text == whole.text
+
+
+def test_what_is_not_wanted_any_more_is_given_up(session: Session) -> None:
+    asked: list[int] = []
+
+    def cancelled() -> bool:
+        asked.append(1)
+        return len(asked) > 4
+
+    with pytest.raises(Cancelled):
+        session.transcribe(_noise(1.0), max_tokens=30, cancelled=cancelled)
+    assert len(asked) == 5
+    with pytest.raises(Cancelled):
+        session.transcribe(_noise(1.0), cancelled=lambda: True)
 
 
 def test_a_stream_refuses_before_it_starts(session: Session) -> None:
