@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
@@ -32,6 +35,31 @@ class Sequences:
 
     lengths: list[int]
     cache: Any = field(repr=False)
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """What a decoder remembers of one row, in the form in which engines hand it to each other.
+
+    Both are [layers, key heads, tokens, head_dim], float32 or float16, the first token first. Keys are rotated, by the
+    rotation of halves and from position 0: the numbers that ONNX and OpenVINO artifacts keep.
+    """
+
+    keys: NDArray[Any]
+    values: NDArray[Any]
+
+    @classmethod
+    def of(cls, arrays: Sequence[NDArray[Any]]) -> Self:
+        """From arrays [key heads, tokens, head_dim]: each layer's keys and values in turns."""
+        return cls(np.stack(arrays[::2]), np.stack(arrays[1::2]))
+
+    @property
+    def tokens(self) -> int:
+        return int(self.keys.shape[2])
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """Arrays [key heads, tokens, head_dim]: each layer's keys and values in turns."""
+        return [array for layer in zip(self.keys, self.values, strict=True) for array in layer]
 
 
 class Encoder(Protocol):
@@ -90,6 +118,21 @@ class BoundedEngine(Engine, Protocol):
     """An engine whose artifacts have room for so many tokens, whatever the model itself could take."""
 
     context: int
+
+
+@runtime_checkable
+class HandingEngine(Engine, Protocol):
+    """An engine whose states leave it and enter it, so that one engine reads a prompt and another answers it."""
+
+    def give(self, state: Sequences) -> list[KeyValues]:
+        """What the state remembers, row by row, in memory of its own; the state itself is not used up."""
+
+    def take(self, rows: Sequence[KeyValues]) -> Sequences:
+        """A state that remembers what these rows do.
+
+        Raises:
+            EngineError: they are of another model.
+        """
 
 
 class Runtime(Protocol):
@@ -152,6 +195,22 @@ class EncoderRuntime(Runtime, Protocol):
 def proof(runtime: Runtime) -> Proof:
     """What running it here says of its artifacts: of an ordinary one, that their engine executed them."""
     return runtime.proof if isinstance(runtime, ProvingRuntime) else "executed"
+
+
+def check_handed(engine: str, rows: Sequence[KeyValues], layers: int, heads: int, head_dim: int) -> None:
+    """Refuse rows that another model's decoder has made.
+
+    Raises:
+        EngineError: their sizes are not those of this engine's decoder.
+    """
+    for row in rows:
+        if {row.keys.shape, row.values.shape} != {(layers, heads, row.tokens, head_dim)}:
+            raise EngineError(
+                f"engine '{engine}' takes keys and values [{layers}, {heads}, tokens, {head_dim}] of a row, and was given "
+                f"{list(row.keys.shape)} and {list(row.values.shape)}. Hand over between engines of one bundle alone"
+            )
+    if not rows:
+        raise EngineError(f"engine '{engine}' was given no rows to go on with (it needs: 1 or more).")
 
 
 def check_options(

@@ -23,6 +23,9 @@ class Cache(Protocol):
     def kept(self, rows: Sequence[int]) -> "Cache":
         """These rows, in memory of their own."""
 
+    def held(self) -> list[NDArray[Any]]:
+        """Keys and values in this process, layer by layer."""
+
     def longer(self, width: int) -> "Cache":
         """The same with room for `width` tokens, in memory of its own."""
 
@@ -30,8 +33,8 @@ class Cache(Protocol):
         """Let a run read it as `past` and write `present` in place."""
 
 
-def empty_cache(arrays: list[NDArray[Any]], memory: str) -> Cache:
-    """A cache of these zeros on a device."""
+def filled_cache(arrays: list[NDArray[Any]], memory: str) -> Cache:
+    """A cache of these keys and values on a device; on the CPU it is these arrays."""
     if memory == "cpu":
         return HostCache(arrays)
     return DeviceCache([on_device(array, memory) for array in arrays], memory, 0, len(arrays[0]))
@@ -69,6 +72,9 @@ class HostCache:
     def kept(self, rows: Sequence[int]) -> Cache:
         return HostCache([array[list(rows)] for array in self.arrays])
 
+    def held(self) -> list[NDArray[Any]]:
+        return self.arrays
+
     def longer(self, width: int) -> Cache:
         return HostCache([_longer(array, width) for array in self.arrays])
 
@@ -98,8 +104,11 @@ class DeviceCache:
     def kept(self, rows: Sequence[int]) -> Cache:
         return self._of([value.numpy()[[self.first + row for row in rows]] for value in self.values])
 
+    def held(self) -> list[NDArray[Any]]:
+        return [value.numpy()[self.first : self.first + self.count] for value in self.values]
+
     def longer(self, width: int) -> Cache:
-        return self._of([_longer(value.numpy()[self.first : self.first + self.count], width) for value in self.values])
+        return self._of([_longer(array, width) for array in self.held()])
 
     def bind(self, binding: Any, past: Sequence[str], present: Sequence[str]) -> None:
         for name, output, value in zip(past, present, self.values, strict=True):
@@ -110,7 +119,7 @@ class DeviceCache:
             binding.bind_output(output, self.memory, 0, dtype.type, (self.count, *sizes), place)
 
     def _of(self, arrays: list[NDArray[Any]]) -> Cache:
-        return empty_cache(arrays, self.memory)
+        return filled_cache(arrays, self.memory)
 
 
 def _longer(array: NDArray[Any], width: int) -> NDArray[Any]:

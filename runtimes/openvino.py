@@ -15,7 +15,7 @@ from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
 from . import openvino_models, openvino_static
 from .artifacts import stage_file
-from .base import Encoder, Engine, Options, Sequences, check_options
+from .base import Encoder, Engine, KeyValues, Options, Sequences, check_options
 from .openvino_stateful import StatefulDecoder
 from .openvino_static import StaticDecoder
 
@@ -117,6 +117,12 @@ class OpenVinoEngine:
 
     def keep(self, state: Sequences, rows: Sequence[int]) -> Sequences:
         return self._decoder.keep(state, rows)
+
+    def give(self, state: Sequences) -> list[KeyValues]:
+        return self._decoder.give(state)
+
+    def take(self, rows: Sequence[KeyValues]) -> Sequences:
+        return self._decoder.take(rows)
 
     def score(self, prompt: Float32, last: int = 0) -> Float32:
         return self._decoder.score(prompt, last)

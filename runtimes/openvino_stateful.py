@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..targets.contract import EngineError, Float32
-from .base import Sequences
+from .base import KeyValues, Sequences, check_handed
 from .openvino_models import KEEP, failed
 
 CHUNK = 1024  # tokens of one run, so that its activations do not grow with a prompt
@@ -53,6 +53,23 @@ class StatefulDecoder:
         held: Held = state.cache
         kept = Held(held.request, self._free, [held.rows[row] for row in rows], held.width)
         return Sequences([state.lengths[row] for row in rows], kept)
+
+    def give(self, state: Sequences) -> list[KeyValues]:
+        """What the state remembers, row by row: float32, whatever the variables are kept in."""
+        held: Held = state.cache
+        arrays = held.request.values()
+        return [
+            KeyValues.of([array[row, :, held.width - length : held.width] for array in arrays])
+            for row, length in zip(held.rows, state.lengths, strict=True)
+        ]
+
+    def take(self, rows: Sequence[KeyValues]) -> Sequences:
+        """A state that remembers what these rows do."""
+        held, lengths = self._begin(), [row.tokens for row in rows]
+        check_handed("openvino", rows, *held.request.sizes)
+        held.rows, held.width = list(range(len(rows))), max(lengths)
+        held.request.fill(rows, held.width)
+        return Sequences(lengths, held)
 
     def score(self, prompt: Float32, last: int) -> Float32:
         """Logits [last, vocabulary] at the last positions of a prompt; 0: at all of them."""
@@ -133,6 +150,9 @@ class _Request:
     def __init__(self, request: Any) -> None:
         self._request = request
         self._variables = {variable.name: variable for variable in request.query_state()}
+        self._names = sorted(self._variables, key=_place)
+        _, heads, _, head_dim = self._variables[self._names[0]].state.shape
+        self.sizes = len(self._names) // 2, heads, head_dim
         self.states = 0
 
     def run(self, inputs: dict[str, NDArray[Any]]) -> Float32:
@@ -146,6 +166,22 @@ class _Request:
         """Make this request's variables those of another."""
         for name, variable in self._variables.items():
             variable.state = other._variables[name].state
+
+    def values(self) -> list[NDArray[Any]]:
+        """Keys and values [rows, key heads, columns, head_dim] of each layer in turns."""
+        return [self._variables[name].state.data for name in self._names]
+
+    def fill(self, rows: Sequence[KeyValues], width: int) -> None:
+        """Make the variables those of these rows, which all end at column `width`."""
+        import openvino
+
+        for number, name in enumerate(self._names):
+            given = [row.arrays()[number] for row in rows]
+            heads, _, head_dim = given[0].shape
+            array = np.zeros((len(rows), heads, width, head_dim), np.float32)
+            for index, one in enumerate(given):
+                array[index, :, width - one.shape[1] :] = one
+            self._variables[name].state = openvino.Tensor(array)
 
     def reset(self) -> None:
         self._request.reset_state()
@@ -161,3 +197,9 @@ def _blocks(start: int, stop: int, rows: int) -> Iterator[tuple[int, int]]:
     size = max(1, CHUNK // rows)
     for first in range(start, stop, size):
         yield first, min(first + size, stop)
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Layer and kind of a variable, in the order in which layers follow: "past_key_values.3.keypresent.3.key"."""
+    _, layer, kind, *_ = name.split(".")
+    return int(layer), kind

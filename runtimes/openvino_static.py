@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..targets.contract import EngineError, Float32, Int64
-from .base import Sequences
+from .base import KeyValues, Sequences, check_handed
 from .openvino_models import run
 
 WIDTH = 64  # tokens of a prompt that are run together
@@ -48,6 +48,16 @@ class StaticDecoder:
         """The state of these rows alone."""
         return Sequences([state.lengths[row] for row in rows], [state.cache[row] for row in rows])
 
+    def give(self, state: Sequences) -> list[KeyValues]:
+        """What the state remembers, row by row."""
+        return [KeyValues.of([cache[0][:, row.mask > 0] for cache in row.caches]) for row in state.cache]
+
+    def take(self, rows: Sequence[KeyValues]) -> Sequences:
+        """A state that remembers what these rows do."""
+        _, heads, _, head_dim = self._shape
+        check_handed("openvino", rows, len(self._past) // 2, heads, head_dim)
+        return Sequences([row.tokens for row in rows], [self._filled(row) for row in rows])
+
     def score(self, prompt: Float32, last: int) -> Float32:
         """Logits [last, vocabulary] at the last positions of a prompt; 0: at all of them."""
         logits, _ = self._run(self._empty(), 0, prompt)
@@ -63,10 +73,7 @@ class StaticDecoder:
     def _run(self, row: _Row, length: int, embeddings: Float32) -> tuple[Float32, _Row]:
         """Logits [new, vocabulary] at `embeddings` [new, hidden] behind a row of so many tokens, and the row after them."""
         new = len(embeddings)
-        if length + new > self._columns:
-            raise EngineError(
-                f"engine 'openvino' holds {self._columns} tokens on this device, and was given {length + new}."
-            )
+        self._check_room(length + new)
         width = 1 if new == 1 else WIDTH
         blank = -new % width
         filled = np.pad(embeddings, ((blank, 0), (0, 0)))
@@ -89,6 +96,18 @@ class StaticDecoder:
         results = run(self._models[width], inputs | dict(zip(self._past, row.caches, strict=True)))
         grown = (results[name.replace("past_key_values", "present")] for name in self._past)
         return results["logits"][0], _Row(tuple(cache[:, :, width:] for cache in grown), mask[width:])
+
+    def _filled(self, given: KeyValues) -> _Row:
+        self._check_room(given.tokens)
+        row, first = self._empty(), self._columns - given.tokens
+        for cache, array in zip(row.caches, given.arrays(), strict=True):
+            cache[0, :, first:] = array
+        row.mask[first:] = 1
+        return row
+
+    def _check_room(self, tokens: int) -> None:
+        if tokens > self._columns:
+            raise EngineError(f"engine 'openvino' holds {self._columns} tokens on this device, and was given {tokens}.")
 
     def _empty(self) -> _Row:
         return _Row(tuple(np.zeros(self._shape, np.float32) for _ in self._past), np.zeros(self._columns, np.int64))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ossicle.runtimes import onnxruntime
 from ossicle.runtimes.base import Engine, Options
+from ossicle.runtimes.onnxruntime_decoder import ROOM
 from ossicle.targets import manifest
 from ossicle.targets.contract import EngineError, Float32
 from ossicle.tests.runtimes.tiny_onnx import VOCABULARY, Form, Weights, reference, weights, write_onnx_bundle
@@ -87,7 +88,7 @@ def test_kept_rows_go_on_as_before(engine: Engine, model: Weights, kept: list[in
 
 def test_a_state_grows_beyond_the_room_it_began_with(engine: Engine, model: Weights) -> None:
     _, state = engine.prefill([_prompt(model, 4)])
-    tokens = np.random.default_rng(3).integers(0, VOCABULARY, onnxruntime.ROOM + 20)
+    tokens = np.random.default_rng(3).integers(0, VOCABULARY, ROOM + 20)
     for token in tokens:
         logits, state = engine.step(state, np.array([token]))
     _close(logits[0], reference(model, np.vstack([_prompt(model, 4), model.embedding[tokens]]))[-1])
