@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from . import kquants_plain, kquants_super
 from .kquants_read import READERS
+from .kquants_tile import largest
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
@@ -47,6 +48,7 @@ LAYOUTS = {
     "Q6_K": Layout(256, 210, 6, (208,)),
 }
 
+_INFINITE = 0x7F800000  # the bits of a float32 from which on it is no number
 _TOO_LARGE = np.float32(2.0**28)  # more than a float16 times the largest scale and level of any format
 
 
@@ -67,7 +69,8 @@ def quantize(weights: Float32, name: str, importance: Float32 | None = None) -> 
     given = np.zeros(0, np.float32) if importance is None else np.ascontiguousarray(importance, np.float32)
     kind = _kind(name, importance is not None)
     with _LOCK:
-        kernel = _compiled(_KERNELS[kind])
+        most, kernel = _compiled(largest), _compiled(_KERNELS[kind])
+    _refuse_large(most(values.view(np.int32)), name)
     kernel(values, layout.bits, out.reshape(-1), *(() if kind.startswith("plain") else (given, columns)))
     _refuse_infinite_scales(out, layout, name)
     return out
@@ -96,11 +99,6 @@ def _checked(weights: Float32, name: str, importance: Float32 | None) -> Layout:
     layout = _layout(name)
     if weights.ndim != 2 or weights.shape[1] % layout.columns:
         raise ValueError(f"{name} needs rows of a multiple of {layout.columns} columns, not the shape {weights.shape}")
-    least, most = _range(weights)
-    if not (np.isfinite(least) and np.isfinite(most)):
-        raise ValueError("a weight is infinite or not a number")
-    if max(-least, most) > _TOO_LARGE:
-        raise ValueError(f"a weight or an importance is too large for the float16 scales of {name}")
     if importance is not None:
         if importance.shape != weights.shape[1:]:
             raise ValueError(f"an importance for each of {weights.shape[1]} columns, not the shape {importance.shape}")
@@ -109,10 +107,12 @@ def _checked(weights: Float32, name: str, importance: Float32 | None) -> Layout:
     return layout
 
 
-def _range(weights: Float32) -> tuple[np.float32, np.float32]:
-    """The least and the largest number, neither a number where any is none; no copy of the weights is made."""
-    with np.errstate(invalid="ignore"):
-        return weights.min(initial=0), weights.max(initial=0)
+def _refuse_large(bits: int, name: str) -> None:
+    """Refuse weights of which the largest magnitude, as the bits of a float32, is too large."""
+    if bits >= _INFINITE:
+        raise ValueError("a weight is infinite or not a number")
+    if np.int32(bits).view(np.float32) > _TOO_LARGE:
+        raise ValueError(f"a weight or an importance is too large for the float16 scales of {name}")
 
 
 def _refuse_infinite_scales(out: UInt8, layout: Layout, name: str) -> None:

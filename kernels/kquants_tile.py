@@ -22,6 +22,15 @@ NOTHING = np.float32(1e-15)  # a block of smaller values is a block of zeros
 LARGEST = np.float32(3.4028234663852886e38)
 
 
+def largest(bits: Any) -> Any:
+    """The largest magnitude of float32 numbers, as its bits: they stand in the order of magnitudes, with NaN above all."""
+    most = np.int32(0)
+    for index in range(bits.size):
+        magnitude = np.int32(bits[index] & np.int32(0x7FFFFFFF))
+        most = magnitude if magnitude > most else most
+    return most
+
+
 def nearest(value: Any) -> Any:
     """ggml's rounding, its answers to what is out of range or not a number included."""
     return (np.int64(np.float32(value + SHIFT).view(np.int32)) & 0x7FFFFF) - 0x400000
