@@ -17,9 +17,9 @@ from ..targets import gguf_blocks, gguf_file
 from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
 from .base import Encoder, EncoderRuntime, Engine, Options, Sequences, check_options
-from .device import physical_cores
 from .llamacpp_api import CACHE_TYPES, MAX_SEQUENCES, Opening, library
 from .llamacpp_process import Process
+from .processor import physical_cores
 from .select import installed, runtimes
 
 PINNED = "2026.10.11549"

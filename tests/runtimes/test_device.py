@@ -3,7 +3,8 @@
 import psutil
 import pytest
 from ossicle.runtimes import llamacpp
-from ossicle.runtimes.device import doctor, physical_cores, usable_cores
+from ossicle.runtimes.device import doctor
+from ossicle.runtimes.processor import physical_cores, usable_cores
 from ossicle.targets.memory import peak_memory
 
 
