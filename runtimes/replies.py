@@ -39,10 +39,26 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A stretch of a recording with its words; `start` and `end` in seconds from the recording's beginning.
+
+    The model gives no times of its own: a segment is the stretch that was transcribed by itself.
+    """
+
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    finish: Finish
+    timings: Timings
+
+
+@dataclass(frozen=True)
 class Transcription(Reply):
-    """The words of a recording."""
+    """The words of a recording; `segments` are its stretches in order, one where it fits into the context."""
 
     language: str | None = None
+    segments: tuple[Segment, ...] = ()
 
 
 class Stream(Iterator[str]):
