@@ -11,7 +11,7 @@ from ..targets.contract import Cancelled, EngineError, Float32, PromptError
 from .base import Engine, Sequences
 from .tokens import GrowingText, Tokenizer
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 MAX_TOKENS = 1024
 _SAMPLING = {setting.name for setting in fields(Sampling)}
 

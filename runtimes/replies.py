@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..targets.contract import EngineError
 from .generate import Finish
+from .tools import ToolCall
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,16 @@ class Timings:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer. `finish` "length": it ended at `max_tokens` or at the end of the context."""
+    """An answer. `finish` "length": it ended at `max_tokens` or at the end of the context, "tool_calls": with calls."""
 
     text: str
     tokens: tuple[int, ...]
     engine: str
     finish: Finish
     timings: Timings
+    prompt_tokens: int = 0  # those of the audio among them
+    audio_tokens: int = 0  # of the prompt
+    tool_calls: tuple[ToolCall, ...] = ()  # whole ones, in order; the text is what stands before them
 
 
 @dataclass(frozen=True)

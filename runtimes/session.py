@@ -272,7 +272,15 @@ class Session:
 
     def _reply(self, prepared: Prepared, row: Row, prefill: float, decode: float) -> Reply:
         timings = Timings(prepared.audio_seconds, prepared.seconds, prefill, decode, len(row.tokens))
-        return Reply("".join(row.pieces), tuple(row.tokens), self.engine, row.finish or "stop", timings)
+        return Reply(
+            "".join(row.pieces),
+            tuple(row.tokens),
+            self.engine,
+            row.finish or "stop",
+            timings,
+            prompt_tokens=len(prepared.ids),
+            audio_tokens=prepared.ids.count(self.manifest.text.audio_token),
+        )
 
 
 def _shares(counts: Sequence[int]) -> list[float]:

@@ -57,6 +57,24 @@ class AudioFormat:
 
 
 @dataclass(frozen=True)
+class ToolFormat:
+    """How a model is told of functions, calls them and is given their results: templates, as those of TextFormat.
+
+    `calls` ends an assistant's turn, and an answer that calls functions is `calls` alone or behind a text. What stands
+    before the first call in it is a special token.
+    """
+
+    available: str  # {tools} stands for their definitions in JSON
+    before: str  # which of the user's turns they stand before: "first" or "last"
+    calls: str  # round all calls of a turn, {calls}
+    call: str  # one call: {name}, {id} and {arguments}, these in JSON
+    call_without_id: str
+    between: str  # calls
+    result: str  # {content} is what the function that was called as {id} gave
+    results_in_order: bool  # of their calls; otherwise as the conversation has them
+
+
+@dataclass(frozen=True)
 class TextFormat:
     """The decoder's side: sizes, ids and the prompts that the model was trained on.
 
@@ -80,6 +98,7 @@ class TextFormat:
     system: str
     user: str
     assistant: str
+    tools: ToolFormat | None = None  # None: a bundle of before there were any, or a model that knows none
 
 
 @dataclass(frozen=True)
@@ -194,7 +213,7 @@ def _decode(document: Mapping[str, Any]) -> Manifest:
             for entry in document["adapters"]
         ),
         audio=AudioFormat(**document["audio"]),
-        text=TextFormat(**(document["text"] | {"stop_tokens": tuple(document["text"]["stop_tokens"])})),
+        text=_text(document["text"]),
         artifacts=tuple(artifact_of(entry) for entry in document["artifacts"]),
         files=_files(document["files"]),
         tools=document["tools"],
@@ -203,6 +222,11 @@ def _decode(document: Mapping[str, Any]) -> Manifest:
         verification=document["verification"],
         version=document["version"],
     )
+
+
+def _text(entry: Mapping[str, Any]) -> TextFormat:
+    tools = ToolFormat(**entry["tools"]) if entry.get("tools") else None
+    return TextFormat(**{**entry, "stop_tokens": tuple(entry["stop_tokens"]), "tools": tools})
 
 
 def artifact_of(entry: Mapping[str, Any]) -> Artifact:
