@@ -1,10 +1,11 @@
 """ONNX Runtime's execution providers: what each is told, where its memory is, and which package brings it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..targets.contract import EngineError
+from . import onnxruntime_plugins as plugins
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
     entries: Mapping[str, str] = field(default_factory=dict)  # of the session's configuration
     session: Mapping[str, Any] = field(default_factory=dict)  # what its SessionOptions are set to
+    package: str = ""  # the module of a package that brings it to any build of ONNX Runtime
+    hardware: str = ""  # the kind of device that such a package has to find: "GPU", "NPU"; any
 
 
 CPU = Provider("cpu", "CPUExecutionProvider", 'pip install "ossicle[onnx]"')
@@ -48,6 +51,7 @@ PROVIDERS: Mapping[str, Provider] = {
             "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13",
             memory="cuda",
             options={"enable_cuda_graph": "0"},  # shapes change from token to token
+            package="onnxruntime_ep_nv_tensorrt_rtx",
         ),
         Provider(
             "coreml",
@@ -68,8 +72,15 @@ PROVIDERS: Mapping[str, Provider] = {
             "QNNExecutionProvider",
             "pip install onnxruntime-qnn on a Snapdragon",
             options={"backend_type": "htp", "enable_htp_fp16_precision": "1", "htp_performance_mode": "burst"},
+            package="onnxruntime_qnn",
+            hardware="NPU",
         ),
-        Provider("webgpu", "WebGpuExecutionProvider", "pip install onnxruntime-webgpu"),
+        Provider(
+            "webgpu",
+            "WebGpuExecutionProvider",
+            "pip install onnxruntime-ep-webgpu",
+            package="onnxruntime_ep_webgpu",
+        ),
         Provider(
             "openvino",
             "OpenVINOExecutionProvider",
@@ -91,21 +102,23 @@ def provider(name: str) -> Provider:
             f"engine 'onnxruntime' has no provider '{name}' (it can have: {', '.join(PROVIDERS)}). "
             "See what this machine has: ossicle doctor"
         )
-    if reason := refusal(PROVIDERS[name]):
+    one = PROVIDERS[name]
+    if reason := refusal(one):
         raise EngineError(f"provider '{name}' of engine 'onnxruntime' cannot be used: {reason}")
-    return PROVIDERS[name]
+    # Where a package brings the provider, keys and values stay in this process: every build of ONNX Runtime can do that.
+    return replace(one, memory=CPU.memory) if plugins.is_installed(one.package) else one
 
 
 def refusal(one: Provider) -> str | None:
-    """Why a provider cannot be used with the ONNX Runtime that is installed; None where it can."""
+    """Why a provider cannot be used with the ONNX Runtime and the packages that are installed; None where it can."""
     import onnxruntime
 
+    if plugins.is_installed(one.package):
+        return plugins.refusal(one.package, one.engine, one.hardware)
     if one.engine in onnxruntime.get_available_providers():
         return None
-    return (
-        f"onnxruntime {onnxruntime.__version__} is built without {one.engine}. "
-        f"Install one that has it, in place of this one: {one.install}"
-    )
+    where = "a package that brings it" if one.package else "one that has it, in place of this one"
+    return f"onnxruntime {onnxruntime.__version__} is built without {one.engine}. Install {where}: {one.install}"
 
 
 def states() -> dict[str, str | None]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..targets.contract import EngineError
+from . import onnxruntime_plugins as plugins
 from .onnxruntime_providers import CPU, Provider
 
 
@@ -46,13 +47,22 @@ def engine_call(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _created(onnxruntime: Any, path: Path, options: Any, provider: Provider) -> Any:
-    chosen = [(provider.engine, dict(provider.options))]
+    chosen: list[tuple[str, dict[str, str]]] = [(provider.engine, dict(provider.options))]
     if provider is not CPU:
         chosen.append((CPU.engine, {}))
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=chosen)
+        if plugins.is_installed(provider.package):
+            device = plugins.devices(provider.engine, provider.hardware)[:1]  # WebGPU takes one, and one is all we feed
+            options.add_provider_for_devices(device, dict(provider.options))
+            chosen = []
+        # The fall back to the CPU would print the reason and go on without the provider.
+        return onnxruntime.InferenceSession(str(path), options, providers=chosen or None, enable_fallback=0)
     except Exception as reason:
         raise EngineError(
-            f"engine 'onnxruntime' {onnxruntime.__version__} refuses '{path}': {reason}. "
+            f"engine 'onnxruntime' {onnxruntime.__version__} refuses '{path}'{_on(provider)}: {reason}. "
             "Check the bundle with: ossicle inspect BUNDLE"
         ) from reason
+
+
+def _on(provider: Provider) -> str:
+    return "" if provider is CPU else f" on provider '{provider.name}'"

@@ -5,8 +5,9 @@ machine's, so that every binding, address and copy is real.
 """
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,13 @@ class Session:
     started: bool = True
     opened: list[tuple[Any, Any]] = []  # noqa: RUF012 - what the last test opened
 
-    def __init__(self, path: str, options: Any, providers: list[tuple[str, dict[str, str]]]) -> None:
+    def __init__(
+        self, path: str, options: Any, providers: list[tuple[str, dict[str, str]]] | None, enable_fallback: int
+    ) -> None:
+        assert not enable_fallback
         type(self).opened.append((options, providers))
-        self._providers = [name for name, _ in providers if self.started or name == "CPUExecutionProvider"]
+        named = [name for name, _ in providers or ()] + [device.ep_name for device in getattr(options, "devices", ())]
+        self._providers = [name for name in named if self.started or name == "CPUExecutionProvider"]
         self._session = real.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def get_providers(self) -> list[str]:
@@ -90,6 +95,58 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     Session.opened.clear()
     Values.seen.clear()
     return module
+
+
+class Settings(real.SessionOptions):
+    """SessionOptions that remember what devices they were told of, and stay on the CPU."""
+
+    def add_provider_for_devices(self, devices: list[Any], options: dict[str, str]) -> None:
+        self.devices, self.told = devices, options
+
+
+class Plugins:
+    """What an onnxruntime loads libraries with: those of `devices` are found, on devices of these kinds."""
+
+    def __init__(self, devices: dict[str, list[str]]) -> None:
+        self.registered: list[tuple[str, str]] = []
+        self._devices = devices
+
+    def register(self, name: str, library: str) -> None:
+        if name not in self._devices:
+            raise OSError(f"Failed to load\n library {library}")
+        self.registered.append((name, library))
+
+    def found(self) -> list[Any]:
+        return [
+            SimpleNamespace(ep_name=name, device=SimpleNamespace(type=SimpleNamespace(name=kind)))
+            for name, _ in self.registered
+            for kind in self._devices[name]
+        ]
+
+
+@pytest.fixture
+def plugins(fake: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Plugins]]:
+    """An onnxruntime with the CPU alone, and beside it the packages of providers with what they find here."""
+
+    def plugged(**devices: list[str]) -> Plugins:
+        for one in PROVIDERS.values():
+            if one.package:
+                (tmp_path / "packages" / one.package).mkdir(parents=True)
+                code = f"def get_library_path():\n    return '/lib/{one.name}.so'\n"
+                (tmp_path / "packages" / one.package / "__init__.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path / "packages")
+        held = Plugins({PROVIDERS[name].engine: kinds for name, kinds in devices.items()})
+        fake.__dict__.update(
+            SessionOptions=Settings,
+            get_available_providers=lambda: ["CPUExecutionProvider"],
+            register_execution_provider_library=held.register,
+            get_ep_devices=held.found,
+        )
+        return held
+
+    yield plugged
+    for one in PROVIDERS.values():
+        sys.modules.pop(one.package, None)
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +229,49 @@ def test_every_provider_is_told_of_with_its_reason() -> None:
     assert states["cpu"] is None
     assert list(states) == list(PROVIDERS)
     assert all("pip install" in (states[name] or "") for name in ELSEWHERE)
+
+
+@pytest.mark.parametrize("provider", ["webgpu", "nvtensorrtrtx"])
+def test_a_providers_package_is_registered_once_and_opened_on_its_first_device(
+    model: Weights, plugins: Callable[..., Plugins], provider: str, tmp_path: Path
+) -> None:
+    held = plugins(**{provider: ["GPU", "GPU"]})
+    engine = opened(tmp_path, model, provider)
+    one = PROVIDERS[provider]
+    assert held.registered == [(one.engine, f"/lib/{provider}.so")]
+    settings, providers = Session.opened[0]
+    assert [device.ep_name for device in settings.devices] == [one.engine]
+    assert (providers, settings.told) == (None, one.options)
+    assert Session.opened[1][1] == [("CPUExecutionProvider", {})]
+    prompt = model.embedding[np.arange(5)]
+    logits, _ = engine.prefill([prompt])
+    np.testing.assert_allclose(logits[0], reference(model, prompt)[-1], atol=1e-4, rtol=0)
+
+
+def test_what_a_providers_package_lacks_is_its_reason(plugins: Callable[..., Plugins]) -> None:
+    held = plugins(webgpu=[], qnn=["CPU"])
+    states = onnxruntime.RUNTIME.providers()
+    assert "package onnxruntime_ep_webgpu finds no device here. " in (states["webgpu"] or "")
+    assert "package onnxruntime_qnn finds no NPU here (it has: CPU)" in (states["qnn"] or "")
+    assert "Failed to load library /lib/nvtensorrtrtx.so" in (states["nvtensorrtrtx"] or "")
+    assert onnxruntime.RUNTIME.providers() == states
+    assert len(held.registered) == 2
+
+
+def test_a_package_without_its_library_is_a_reason(plugins: Callable[..., Plugins], tmp_path: Path) -> None:
+    plugins(webgpu=["GPU"])
+    (tmp_path / "packages" / "onnxruntime_ep_webgpu" / "__init__.py").write_text("raise OSError('no loader')")
+    assert (onnxruntime.RUNTIME.providers()["webgpu"] or "").endswith("onnxruntime_ep_webgpu: no loader")
+
+
+def test_a_session_that_a_package_refuses_names_the_provider(
+    model: Weights, plugins: Callable[..., Plugins], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plugins(qnn=["NPU"])
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("soc_model is not specified")
+
+    monkeypatch.setattr(Settings, "add_provider_for_devices", refuse)
+    with pytest.raises(EngineError, match=r"refuses '.*' on provider 'qnn': soc_model is not specified"):
+        opened(tmp_path, model, "qnn")
