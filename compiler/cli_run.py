@@ -10,7 +10,14 @@ import typer
 from ..targets.contract import AudioError, EngineError, PromptError
 from .cli_common import Bundle, Json, app, complain, guarded, print_json
 
-Engine = Annotated[str, typer.Option("--engine", help="What runs it; the best that can where none is named.")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="What runs it, such as openvino, openvino:gpu or encoder=openvino,decoder=onnxruntime. By default the best.",
+    ),
+]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="0: as many as there are cores.")]
 Provider = Annotated[str, typer.Option("--provider", help="What the engine computes on.")]
 Cache = Annotated[

@@ -192,6 +192,35 @@ class EncoderRuntime(Runtime, Protocol):
         """
 
 
+@runtime_checkable
+class DecoderRuntime(Runtime, Protocol):
+    """A runtime that also opens a bundle without its audio encoder, for audio embeddings from elsewhere."""
+
+    def open_decoder(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
+        """Open all but the audio encoder of this runtime's target; what it gives refuses to `encode`.
+
+        Raises:
+            EngineError: the engine is missing, or it refused the artifact.
+        """
+
+
+@runtime_checkable
+class EncoderlessRuntime(Runtime, Protocol):
+    """A runtime that has no exact audio encoder of its own; another's is opened beside it."""
+
+    encoderless: str | None  # why it has none; None: it has one after all
+
+
+def encoder_lacking(runtime: Runtime) -> str | None:
+    """Why a runtime has no audio encoder of its own; None where it has one."""
+    return runtime.encoderless if isinstance(runtime, EncoderlessRuntime) else None
+
+
+def opened_without_encoder(engine: str) -> EngineError:
+    """What an engine answers to audio that was opened as a decoder alone."""
+    return EngineError(f"engine '{engine}' was opened without its audio encoder. Open the whole bundle: ossicle.load")
+
+
 def proof(runtime: Runtime) -> Proof:
     """What running it here says of its artifacts: of an ordinary one, that their engine executed them."""
     return runtime.proof if isinstance(runtime, ProvingRuntime) else "executed"

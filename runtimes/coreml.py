@@ -15,7 +15,7 @@ from ..targets.contract import Artifact, EngineError, Float32, Int64
 from ..targets.manifest import Manifest
 from ..targets.probe import Proof
 from .artifacts import stage_artifact
-from .base import Encoder, Engine, Options, Sequences, check_options
+from .base import Encoder, Engine, Options, Sequences, check_options, opened_without_encoder
 from .coreml_models import UNITS, CachedModel, InterpretedModel, Model, NativeModel, native_refusal
 
 PACKAGE = ".mlpackage"
@@ -39,17 +39,21 @@ class CoreMl:
         return native_refusal() if _on_mac() else None
 
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
-        self._check(options)
-        stages = [
-            stage_artifact(folder, manifest, self, stage) for stage in ("audio_encoder", "embed_tokens", "decoder")
-        ]
-        models = [_Stage(artifact, _opened(folder, artifact, options.provider)) for artifact in stages]
-        return CoreMlEngine(self._engine_name(options), *models)
+        return self._whole(folder, manifest, options, self.open_encoder(folder, manifest, options))
+
+    def open_decoder(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
+        return self._whole(folder, manifest, options, None)
 
     def open_encoder(self, folder: Path, manifest: Manifest, options: Options) -> Encoder:
         self._check(options)
         artifact = stage_artifact(folder, manifest, self, "audio_encoder")
         return CoreMlEncoder(self._engine_name(options), _Stage(artifact, _opened(folder, artifact, options.provider)))
+
+    def _whole(self, folder: Path, manifest: Manifest, options: Options, encoder: Encoder | None) -> Engine:
+        self._check(options)
+        stages = [stage_artifact(folder, manifest, self, stage) for stage in ("embed_tokens", "decoder")]
+        models = [_Stage(artifact, _opened(folder, artifact, options.provider)) for artifact in stages]
+        return CoreMlEngine(self._engine_name(options), encoder, *models)
 
     def _check(self, options: Options) -> None:
         if reason := self.usable():
@@ -78,15 +82,17 @@ class CoreMlEncoder:
 class CoreMlEngine:
     """An opened bundle. Rows of a batch run one after the other, each with a state of its own."""
 
-    def __init__(self, name: str, encoder: "_Stage", embedding: "_Stage", decoder: "_Stage") -> None:
+    def __init__(self, name: str, encoder: Encoder | None, embedding: "_Stage", decoder: "_Stage") -> None:
         self.name = name
         self.context = int(decoder.requirements["context"])
-        self._encoder = CoreMlEncoder(name, encoder)
+        self._encoder = encoder
         self._embedding = embedding
         self._decoder = decoder
         self._chunk = int(decoder.requirements["chunk"])
 
     def encode(self, mel: Float32) -> Float32:
+        if self._encoder is None:
+            raise opened_without_encoder(self.name)
         return self._encoder.encode(mel)
 
     def embed(self, ids: Int64) -> Float32:

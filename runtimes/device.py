@@ -12,7 +12,7 @@ from .accelerators import Accelerator, accelerators
 from .base import InexactRuntime, ProviderRuntime, ProvingRuntime, Runtime, proof
 from .machine import HERE
 from .processor import Processor, processor
-from .select import installed, runtimes
+from .registry import installed, runtimes
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def doctor() -> DeviceFacts:
         processor=processor(HERE),
         memory=memory.total(),
         memory_available=memory.available(),
-        runtimes=tuple(map(_runtime_facts, runtimes())),
+        runtimes=tuple(map(runtime_facts, runtimes())),
         accelerators=accelerators(HERE),
     )
 
@@ -81,7 +81,8 @@ def _counted(runtime: RuntimeFacts) -> dict[str, object]:
     return {**named, "usable": runtime.reason is None, "exact": runtime.inexact is None, "providers": usable}
 
 
-def _runtime_facts(runtime: Runtime) -> RuntimeFacts:
+def runtime_facts(runtime: Runtime) -> RuntimeFacts:
+    """The facts of one runtime here."""
     inexact = runtime.inexact if isinstance(runtime, InexactRuntime) else None
     return RuntimeFacts(
         runtime.name,

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from ..targets import gguf_blocks, gguf_file
 from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
-from .base import Encoder, EncoderRuntime, Engine, Options, Sequences, check_options
+from .base import Engine, Options, Sequences, check_options
 from .llamacpp_api import CACHE_TYPES, MAX_SEQUENCES, Opening, library
 from .llamacpp_process import Process
 from .processor import physical_cores
-from .select import installed, runtimes
+from .registry import installed
 
 PINNED = "2026.10.11549"
 _EMBEDDING = "token_embd.weight"
@@ -32,6 +32,7 @@ class LlamaCpp:
     name = "llamacpp"
     target = "gguf"
     package = "xllamacpp"
+    encoderless: str | None = "its own audio encoder averages pairs of frames, which the model does not"
 
     def usable(self) -> str | None:
         found = installed(self.package)
@@ -49,14 +50,18 @@ class LlamaCpp:
         return None
 
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
+        """Open a bundle's decoder; audio comes as embeddings from another runtime's encoder."""
         opening = self.opening(folder, manifest, options)
         embedding = gguf_file.read(Path(opening.path))
         process = Process(asdict(opening))
         try:
-            return LlamaCppEngine(process, embedding, _open_encoder(folder, manifest, options))
+            return LlamaCppEngine(process, embedding)
         except BaseException:
             process.close()
             raise
+
+    def open_decoder(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
+        return self.open(folder, manifest, options)
 
     def opening(self, folder: Path, manifest: Manifest, options: Options) -> Opening:
         """What the child is to open.
@@ -81,22 +86,19 @@ class LlamaCpp:
 class LlamaCppEngine:
     """An opened bundle."""
 
-    def __init__(self, process: Process, contents: gguf_file.Contents, encoder: Encoder | None) -> None:
+    name = "llamacpp-cpu"
+
+    def __init__(self, process: Process, contents: gguf_file.Contents) -> None:
         self._process = process
         self._closing = weakref.finalize(self, process.close)
-        self._encoder = encoder
         self._embedding = contents.tensors[_EMBEDDING].type, contents.bytes_of(_EMBEDDING)
         self._numbers = _Numbers()
-        self.name = "llamacpp-cpu" if encoder is None else f"{encoder.name}+llamacpp-cpu"
 
     def encode(self, mel: Float32) -> Float32:
-        if self._encoder is None:
-            raise EngineError(
-                "engine 'llamacpp' takes audio from an exact encoder (its own averages pairs of frames, which the model does "
-                "not), and the bundle has none that can be opened here. "
-                "Build one beside it: ossicle build CHECKPOINT --target onnx,gguf"
-            )
-        return self._encoder.encode(mel)
+        raise EngineError(
+            f"engine 'llamacpp' takes {len(mel)} windows of audio from an exact encoder ({LlamaCpp.encoderless}), and the "
+            "bundle has none that can be opened here. Build one beside it: ossicle build CHECKPOINT --target onnx,gguf"
+        )
 
     def embed(self, ids: Int64) -> Float32:
         kind, stored = self._embedding
@@ -127,8 +129,6 @@ class LlamaCppEngine:
     def close(self) -> None:
         self._closing()
         self.__dict__.pop("_embedding", None)  # a mapped file
-        if self._encoder is not None:
-            self._encoder.close()
 
     def _advance(self, state: Sequences, counts: Sequence[int], values: NDArray[Any]) -> tuple[Float32, Sequences]:
         held = self._held(state)
@@ -228,15 +228,6 @@ def _decoder_file(folder: Path, manifest: Manifest) -> Path:
             f"(it has: {held}). Build it with: ossicle build CHECKPOINT --target onnx,gguf"
         )
     return folder / files[0]  # llama.cpp finds the others of a split model beside its first
-
-
-def _open_encoder(folder: Path, manifest: Manifest, options: Options) -> Encoder | None:
-    """The audio encoder of another target's artifacts on the first engine that runs them here."""
-    targets = {artifact.target for artifact in manifest.artifacts if artifact.stage == "audio_encoder"}
-    for runtime in runtimes():
-        if isinstance(runtime, EncoderRuntime) and runtime.target in targets and runtime.usable() is None:
-            return runtime.open_encoder(folder, manifest, Options(threads=options.threads))
-    return None
 
 
 RUNTIME = LlamaCpp()

@@ -22,6 +22,7 @@ class LlamaCppMtmd(LlamaCpp):
     """llama.cpp on the CPU, audio and all."""
 
     name = "llamacpp-mtmd"
+    encoderless = None
     inexact = "its audio path averages pairs of encoder frames, which the model does not"
 
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
@@ -34,7 +35,7 @@ class MtmdEngine(LlamaCppEngine):
     """An opened bundle."""
 
     def __init__(self, process: Process, contents: gguf_file.Contents) -> None:
-        super().__init__(process, contents, None)
+        super().__init__(process, contents)
         self.name = "llamacpp-mtmd-cpu (inexact)"
         self.tokens_per_window = int(process.model["audio_tokens"])
 

@@ -11,7 +11,16 @@ from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
 from . import onnxruntime_providers as providers
 from .artifacts import stage_file
-from .base import Encoder, Engine, KeyValues, Options, Sequences, check_handed, check_options
+from .base import (
+    Encoder,
+    Engine,
+    KeyValues,
+    Options,
+    Sequences,
+    check_handed,
+    check_options,
+    opened_without_encoder,
+)
 from .onnxruntime_decoder import FusedDecoder, Graph, StandardDecoder
 from .onnxruntime_providers import CPU, PROVIDERS, Provider
 from .onnxruntime_session import engine_call, open_session
@@ -36,21 +45,27 @@ class OnnxRuntime:
         return {} if self.usable() else providers.states()
 
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
-        provider = self._provider(options)
-        encoder, embedding, decoder = (
-            open_session(stage_file(folder, manifest, self, stage, ".onnx"), threads, one)
-            for stage, threads, one in (
-                ("audio_encoder", options.threads, provider),
-                ("embed_tokens", 1, CPU),  # a look-up, whose rows are wanted here
-                ("decoder", options.threads, provider),
-            )
-        )
-        return OnnxEngine(encoder, embedding, decoder, provider)
+        encoder = self.open_encoder(folder, manifest, options)
+        return self._opened(folder, manifest, options, encoder)
+
+    def open_decoder(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
+        return self._opened(folder, manifest, options, None)
 
     def open_encoder(self, folder: Path, manifest: Manifest, options: Options) -> Encoder:
         provider = self._provider(options)
         path = stage_file(folder, manifest, self, "audio_encoder", ".onnx")
         return OnnxEncoder(open_session(path, options.threads, provider), provider)
+
+    def _opened(self, folder: Path, manifest: Manifest, options: Options, encoder: Encoder | None) -> Engine:
+        provider = self._provider(options)
+        embedding, decoder = (
+            open_session(stage_file(folder, manifest, self, stage, ".onnx"), threads, one)
+            for stage, threads, one in (
+                ("embed_tokens", 1, CPU),  # a look-up, whose rows are wanted here
+                ("decoder", options.threads, provider),
+            )
+        )
+        return OnnxEngine(encoder, embedding, decoder, provider)
 
     def _provider(self, options: Options) -> Provider:
         if reason := self.usable():
@@ -80,14 +95,16 @@ class OnnxEncoder:
 class OnnxEngine:
     """An opened bundle."""
 
-    def __init__(self, encoder: Any, embedding: Any, decoder: Any, provider: Provider) -> None:
+    def __init__(self, encoder: Encoder | None, embedding: Any, decoder: Any, provider: Provider) -> None:
         self.name = f"onnxruntime-{provider.name}"
-        self._encoder = OnnxEncoder(encoder, provider)
+        self._encoder = encoder
         self._embedding = embedding
         self._graph = Graph(decoder, provider.memory)
         self._decoder = StandardDecoder(self._graph) if self._graph.has_positions else FusedDecoder(self._graph)
 
     def encode(self, mel: Float32) -> Float32:
+        if self._encoder is None:
+            raise opened_without_encoder(self.name)
         return self._encoder.encode(mel)
 
     def embed(self, ids: Int64) -> Float32:

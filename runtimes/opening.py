@@ -1,13 +1,15 @@
 """Bundle -> session: the engine that runs it here, opened as it was asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..targets import manifest as manifests
 from ..targets.contract import BundleError, EngineError
 from ..targets.manifest import Manifest
 from .base import Options, Runtime
-from .select import select
+from .choose import Choices, Ranked, by_rank, consider
+from .mixed import open_plan
+from .select import Wanted, failed_verification
 from .session import TOKENIZER, Session
 from .tokens import Tokenizer
 
@@ -15,7 +17,7 @@ from .tokens import Tokenizer
 def load(
     bundle: str | Path,
     *,
-    engine: str | Runtime = "auto",
+    engine: str | Mapping[str, str] | Runtime = "auto",
     threads: int = 0,
     provider: str = "cpu",
     kv_cache: str = "",
@@ -27,6 +29,8 @@ def load(
     """A session on a bundle. What its engine cannot do is refused.
 
     Args:
+        engine: "auto"; a name such as "openvino" or "openvino:gpu"; or a name for each stage, {"encoder": "openvino", "decoder":
+            "onnxruntime"}, with "prefill" as the decoder and the encoder "auto" where they are not named.
         threads: 0 is as many as there are cores.
         provider: what the engine computes on.
         kv_cache: what keys and values are kept in: "float32", "float16", "int8" or "int4"; "" is the engine's exact default.
@@ -46,19 +50,33 @@ def load(
     manifests.check_files(folder, manifest, hashes=check)
     if not (folder / TOKENIZER).is_file():
         raise BundleError(f"bundle '{folder}' has no {TOKENIZER}. Build it again: ossicle build")
-    runtime = select(manifest, engine) if isinstance(engine, str) else engine
-    if not allow_failed:
-        _refuse_failed(folder, manifest, runtime.target)
-    tokenizer = Tokenizer(folder / TOKENIZER)
+    wanted = Wanted(kv_cache=kv_cache, allow_failed=allow_failed)
+    choices = consider(manifest, engine, provider, wanted)
     options = Options(threads, provider, kv_cache, flash_attention, dict(adapters or {}))
-    return Session(manifest, tokenizer, runtime.open(folder, manifest, options))
+    (chosen, *_) = _ranked(folder, choices, allow_failed)
+    tokenizer = Tokenizer(folder / TOKENIZER)
+    return Session(manifest, tokenizer, open_plan(folder, manifest, chosen.plan, options, choices.runtime))
 
 
-def _refuse_failed(folder: Path, manifest: Manifest, target: str) -> None:
-    verified = manifest.verification.get(target, {"passed": True})
-    if not verified["passed"]:
-        raise BundleError(
-            f"bundle '{folder}' failed verification for target {target} ({', '.join(verified['failed'])}), so it does not "
-            "compute what its original does. See its verification.md; build it anew with another --quant, or open it all "
-            "the same with allow_failed=True"
-        )
+def _ranked(folder: Path, choices: Choices, allow_failed: bool) -> tuple[Ranked, ...]:
+    """The plans that a bundle can be opened by, best first; what has failed verification is refused, and not passed over."""
+    try:
+        ranked = by_rank(choices)
+    except EngineError:
+        if not allow_failed:
+            _refuse_failed(folder, choices.manifest, {artifact.target for artifact in choices.manifest.artifacts})
+        raise
+    if not allow_failed:
+        placed = ranked[0].plan.stages
+        _refuse_failed(folder, choices.manifest, {choices.runtime(one.runtime).target for one in placed})
+    return ranked
+
+
+def _refuse_failed(folder: Path, manifest: Manifest, targets: Iterable[str]) -> None:
+    for target in sorted(targets):
+        if failed := failed_verification(manifest, target):
+            raise BundleError(
+                f"bundle '{folder}' failed verification for target {target} ({failed}), so it does not compute what its "
+                "original does. See its verification.md; build it anew with another --quant, or open it all the same with "
+                "allow_failed=True"
+            )

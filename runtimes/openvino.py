@@ -15,7 +15,7 @@ from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
 from . import openvino_models, openvino_static
 from .artifacts import stage_file
-from .base import Encoder, Engine, KeyValues, Options, Sequences, check_options
+from .base import Encoder, Engine, KeyValues, Options, Sequences, check_options, opened_without_encoder
 from .openvino_stateful import StatefulDecoder
 from .openvino_static import StaticDecoder
 
@@ -46,14 +46,20 @@ class OpenVino:
         self._static = static  # devices whose decoder has fixed shapes and no state
 
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
-        models = _Models(self._core(options), folder, manifest, options)
-        static = options.provider in self._static
-        decoder = models.static_decoder() if static else models.stateful_decoder()
-        return OpenVinoEngine(models.encoder(), models.embedding(), decoder, options.provider)
+        return self._opened(folder, manifest, options, self.open_encoder(folder, manifest, options))
+
+    def open_decoder(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
+        return self._opened(folder, manifest, options, None)
 
     def open_encoder(self, folder: Path, manifest: Manifest, options: Options) -> Encoder:
         models = _Models(self._core(options), folder, manifest, options)
         return OpenVinoEncoder(models.encoder(), options.provider)
+
+    def _opened(self, folder: Path, manifest: Manifest, options: Options, encoder: Encoder | None) -> Engine:
+        models = _Models(self._core(options), folder, manifest, options)
+        static = options.provider in self._static
+        decoder = models.static_decoder() if static else models.stateful_decoder()
+        return OpenVinoEngine(encoder, models.embedding(), decoder, options.provider)
 
     def _core(self, options: Options) -> Any:
         if reason := self.usable():
@@ -90,13 +96,17 @@ class OpenVinoEncoder:
 class OpenVinoEngine:
     """An opened bundle."""
 
-    def __init__(self, encoder: Any, embedding: Any, decoder: StatefulDecoder | StaticDecoder, device: str) -> None:
+    def __init__(
+        self, encoder: Encoder | None, embedding: Any, decoder: StatefulDecoder | StaticDecoder, device: str
+    ) -> None:
         self.name = f"openvino-{device}"
-        self._encoder = OpenVinoEncoder(encoder, device)
+        self._encoder = encoder
         self._embedding = embedding
         self._decoder = decoder
 
     def encode(self, mel: Float32) -> Float32:
+        if self._encoder is None:
+            raise opened_without_encoder(self.name)
         return self._encoder.encode(mel)
 
     def embed(self, ids: Int64) -> Float32:

@@ -19,7 +19,7 @@ from ..targets.manifest import Manifest
 from ..targets.probe import Proof
 from ..targets.tensorrt_engine import PACKAGES, EngineFacts
 from .artifacts import stage_artifact
-from .base import Encoder, Engine, Options, Sequences, check_options
+from .base import Encoder, Engine, Options, Sequences, check_options, opened_without_encoder
 from .tensorrt_buffers import Graph, Scratch
 from .tensorrt_decoder import Decoder, Limits
 
@@ -47,18 +47,23 @@ class TensorRt:
         return None
 
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
-        opener = self._opener(options)
-        encoder, embedding, decoder = (
-            opener.opened(folder, stage_artifact(folder, manifest, self, stage))
-            for stage in ("audio_encoder", "embed_tokens", "decoder")
-        )
-        return TensorRtEngine(opener.name, encoder, embedding, decoder, manifest.text.vocabulary)
+        return self._opened(folder, manifest, options, self.open_encoder(folder, manifest, options))
+
+    def open_decoder(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
+        return self._opened(folder, manifest, options, None)
 
     def open_encoder(self, folder: Path, manifest: Manifest, options: Options) -> Encoder:
         opener = self._opener(options)
         return TensorRtEncoder(
             opener.name, opener.opened(folder, stage_artifact(folder, manifest, self, "audio_encoder"))
         )
+
+    def _opened(self, folder: Path, manifest: Manifest, options: Options, encoder: Encoder | None) -> Engine:
+        opener = self._opener(options)
+        embedding, decoder = (
+            opener.opened(folder, stage_artifact(folder, manifest, self, stage)) for stage in ("embed_tokens", "decoder")
+        )
+        return TensorRtEngine(opener.name, encoder, embedding, decoder, manifest.text.vocabulary)
 
     def _opener(self, options: Options) -> "_OnGpu | _OnCpu":
         if reason := self.usable():
@@ -108,15 +113,19 @@ class TensorRtEncoder:
 class TensorRtEngine:
     """An opened bundle."""
 
-    def __init__(self, name: str, encoder: _Stage, embedding: _Stage, decoder: _Stage, vocabulary: int) -> None:
+    def __init__(
+        self, name: str, encoder: Encoder | None, embedding: _Stage, decoder: _Stage, vocabulary: int
+    ) -> None:
         self.name = name
         self.context = decoder.limit("context")
-        self._encoder = TensorRtEncoder(name, encoder)
+        self._encoder = encoder
         self._embedding = embedding
         limits = Limits(self.context, decoder.limit("prompt"), decoder.limit("batch"))
         self._decoder = Decoder(name, decoder.graph, decoder.artifact.inputs, vocabulary, limits)
 
     def encode(self, mel: Float32) -> Float32:
+        if self._encoder is None:
+            raise opened_without_encoder(self.name)
         return self._encoder.encode(mel)
 
     def embed(self, ids: Int64) -> Float32:

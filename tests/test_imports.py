@@ -100,7 +100,7 @@ import numpy as np
 import ossicle
 from ossicle.runtimes.audio import load_audio
 from ossicle.runtimes.prompt import Prompts
-from ossicle.runtimes.select import runtimes
+from ossicle.runtimes.registry import runtimes
 from ossicle.runtimes.opening import load
 from ossicle.runtimes.session import Session
 from ossicle.runtimes import probe

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from ossicle.compiler.pipeline import build
 from ossicle.runtimes.base import Engine, InexactRuntime, Options
-from ossicle.runtimes.select import runtimes
+from ossicle.runtimes.choose import by_rank, consider
+from ossicle.runtimes.mixed import open_plan
+from ossicle.runtimes.registry import runtimes
+from ossicle.runtimes.select import Wanted
 from ossicle.targets import manifest as manifests
 from ossicle.targets import registry
 from ossicle.targets.contract import RecipeError
@@ -109,7 +112,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         **OPTIONS.get(target, {}),
     )
     manifest = manifests.read(folder)
-    engine = runtime.open(folder, manifest, Options(threads=1))
+    choices = consider(manifest, runtime_name, "cpu", Wanted())
+    engine = open_plan(folder, manifest, by_rank(choices)[0].plan, Options(threads=1), choices.runtime)
     yield Case(target, form.split("/")[0], folder, manifest, engine, original, _stored(folder, manifest, target, form))
     engine.close()
 

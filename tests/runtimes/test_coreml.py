@@ -194,7 +194,7 @@ def test_an_engine_is_chosen_before_a_stand_in_for_another(tmp_path: Path) -> No
 
     manifest = write_bundle(tmp_path)
     real = FakeRuntime()
-    assert selection.select(manifest, candidates=[StandIn(), real]) is real
+    assert selection.select(manifest, known=[StandIn(), real]) is real
     assert selection.select(manifest, "stand-in", [StandIn(), real]).name == "stand-in"
 
 

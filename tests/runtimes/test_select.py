@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ossicle.runtimes.select import choices, runtimes, select
+from ossicle.runtimes.registry import runtimes
+from ossicle.runtimes.select import choices, select
 from ossicle.targets.contract import EngineError
 from ossicle.targets.manifest import Manifest
 from ossicle.tests.fakes import FakeRuntime, write_bundle
@@ -22,7 +23,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 def test_the_first_usable_one_is_chosen(manifest: Manifest) -> None:
     candidates = [Other(), FakeRuntime("is missing: pip install fake"), usable := FakeRuntime(), FakeRuntime()]
-    assert select(manifest, candidates=candidates) is usable
+    assert select(manifest, known=candidates) is usable
     assert [choice.reason is None for choice in choices(manifest, candidates)] == [False, False, True, True]
 
 
@@ -37,13 +38,13 @@ def test_a_named_one_is_chosen_or_refused(manifest: Manifest) -> None:
 
 def test_every_refusal_is_told(manifest: Manifest) -> None:
     with pytest.raises(EngineError, match=r"fake: pip install fake; other: .* no artifacts"):
-        select(manifest, candidates=[FakeRuntime("pip install fake"), Other()])
+        select(manifest, known=[FakeRuntime("pip install fake"), Other()])
 
 
 def test_an_encoder_that_stands_alone_chooses_no_engine(manifest: Manifest) -> None:
     encoder = tuple(artifact for artifact in manifest.artifacts if artifact.stage == "audio_encoder")
     with pytest.raises(EngineError, match="target fake are an audio encoder alone, which serves another engine"):
-        select(replace(manifest, artifacts=encoder), candidates=[FakeRuntime()])
+        select(replace(manifest, artifacts=encoder), known=[FakeRuntime()])
 
 
 @pytest.mark.parametrize(("wanted", "possible"), [(">=1.9", True), (">=999", False), (">=1.20.3", True), ("", True)])
@@ -51,10 +52,10 @@ def test_an_engine_that_is_too_old_is_refused(manifest: Manifest, wanted: str, p
     needs = {"engine": "numpy", "version": wanted}
     manifest = replace(manifest, artifacts=tuple(replace(a, requirements=needs) for a in manifest.artifacts))
     if possible:
-        assert select(manifest, candidates=[FakeRuntime()]).name == "fake"
+        assert select(manifest, known=[FakeRuntime()]).name == "fake"
     else:
         with pytest.raises(EngineError, match=r'needs >=999.*pip install --upgrade "numpy>=999"'):
-            select(manifest, candidates=[FakeRuntime()])
+            select(manifest, known=[FakeRuntime()])
 
 
 def test_runtimes_have_different_names() -> None:

@@ -1,0 +1,137 @@
+"""Candidates of each stage -> plans for the whole, ranked: what is named is taken, what fits into memory is offered."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ..targets.manifest import Manifest
+from .base import Runtime, encoder_lacking
+from .device import DeviceFacts, doctor, runtime_facts
+from .needs import room, size
+from .plans import AUTO, STAGES, Placement, Plan, Stage, asked, placement
+from .registry import runtimes
+from .select import Candidate, Wanted, candidates, none_left, refusal, unknown
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A plan, and why it stands where it stands."""
+
+    plan: Plan
+    why: str
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What there is to choose from: candidates of every stage, and the word that a user has for each ("auto": any)."""
+
+    manifest: Manifest
+    words: Mapping[Stage, str]
+    known: tuple[Runtime, ...]
+    facts: DeviceFacts | None = None  # None where everything is named
+    candidates: tuple[Candidate, ...] = ()
+
+    def runtime(self, name: str) -> Runtime:
+        """The runtime of this name.
+
+        Raises:
+            EngineError: there is none.
+        """
+        for runtime in (*self.known, *runtimes()):
+            if runtime.name == name:
+                return runtime
+        raise unknown(name, self.known)
+
+    def possible(self, stage: Stage) -> list[Placement]:
+        """Where a stage can run, best first: where it is named to, or wherever nothing speaks against it."""
+        word = self.words[stage]
+        if word == AUTO:
+            return [one.placement for one in self.candidates if one.stage == stage and one.reason is None]
+        return [placement(word)]
+
+    def named(self, stage: Stage) -> Runtime:
+        """The runtime that a stage is named to."""
+        return self.runtime(placement(self.words[stage]).runtime)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything is left to choose."""
+        return any(len(self.possible(stage)) > 1 for stage in STAGES)
+
+
+def consider(manifest: Manifest, engine: str | Mapping[str, str] | Runtime, provider: str, wanted: Wanted) -> Choices:
+    """What there is to choose from for a bundle here. The machine is asked for facts where something is left to choose.
+
+    Raises:
+        EngineError: what is named is unknown, or cannot run the bundle here.
+    """
+    known = runtimes() if isinstance(engine, str | Mapping) else (engine,)
+    words = asked(engine if isinstance(engine, str | Mapping) else engine.name, provider)
+    choices = Choices(manifest, words, known)
+    _check_named(choices)
+    # An engine that is named for everything, and has no audio encoder, takes audio from the best that has one.
+    if len(set(words.values())) == 1 and words["encoder"] != AUTO and encoder_lacking(choices.named("encoder")):
+        choices = replace(choices, words={**words, "encoder": AUTO})
+    if AUTO not in choices.words.values():
+        return choices
+    facts = doctor()
+    return replace(choices, facts=facts, candidates=candidates(facts, manifest, wanted))
+
+
+def by_rank(choices: Choices) -> tuple[Ranked, ...]:
+    """The plans that rank alone speaks for, best first: a decoder of each kind, with its own encoder where it has one.
+
+    Raises:
+        EngineError: there is none; every candidate with its reason.
+    """
+    encoders = choices.possible("encoder")
+    ranked: list[Ranked] = []
+    refused = {str(one.placement): one.reason for one in choices.candidates if one.stage == "decoder"}
+    for decoder in choices.possible("decoder"):
+        plan = Plan(
+            decoder if decoder in encoders else next(iter(encoders), None),
+            decoder if choices.words["prefill"] in (AUTO, choices.words["decoder"]) else choices.possible("prefill")[0],
+            decoder,
+        )
+        if reason := misfit(choices, plan):
+            refused[str(plan)] = reason
+        else:
+            ranked.append(Ranked(plan, _why(choices, plan)))
+    if not ranked:
+        raise none_left(choices.manifest, refused)
+    return tuple(ranked)
+
+
+def misfit(choices: Choices, plan: Plan) -> str | None:
+    """Why a plan does not fit into memory as a whole; None where it does, or nothing was left to choose."""
+    if choices.facts is None:
+        return None
+    takes: Counter[str] = Counter()
+    for one in choices.candidates:
+        wanted = getattr(plan, one.stage)
+        # prefill and steps of one engine share its weights and its cache
+        if wanted == one.placement and not (one.stage == "prefill" and plan.prefill == plan.decoder):
+            takes[one.need.kind] += one.need.total
+    for kind, total in takes.items():
+        free = room(choices.facts, kind)
+        if free is not None and total > free:
+            return f"its stages take {size(total)} together, and {size(free)} are free"
+    return None
+
+
+def _check_named(choices: Choices) -> None:
+    """Refuse what is named and cannot run the bundle here; of an engine for everything its decoder is asked for."""
+    single = len(set(choices.words.values())) == 1
+    for stage in ("decoder",) if single else STAGES:
+        if choices.words[stage] == AUTO:
+            continue
+        runtime = choices.named(stage)
+        if reason := refusal(runtime_facts(runtime), choices.manifest, stage):
+            raise none_left(choices.manifest, {runtime.name: reason})
+
+
+def _why(choices: Choices, plan: Plan) -> str:
+    if choices.words["decoder"] != AUTO:
+        return "its decoder was named"
+    (found,) = (one for one in choices.candidates if (one.stage, one.placement) == ("decoder", plan.decoder))
+    return f"by rank, not measured: its decoder {found.rank}"
