@@ -1,9 +1,10 @@
 """Engines made of engines: a plan opened, its audio encoder, prefill and steps each where the plan has them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
@@ -13,13 +14,15 @@ from .base import (
     Encoder,
     EncoderRuntime,
     Engine,
+    HandingEngine,
     Options,
     Runtime,
     Sequences,
     encoder_lacking,
 )
-from .plans import Placement, Plan
+from .plans import Placement, Plan, Stage
 
+LONG = 64  # tokens from which on it is the reader that extends a sequence, though its keys and values go there and back
 Finder = Callable[[str], Runtime]  # the runtime of a name
 
 
@@ -31,19 +34,42 @@ def open_plan(folder: Path, manifest: Manifest, plan: Plan, options: Options, fi
     Raises:
         EngineError: an engine is missing, cannot be a part of a whole, or refused an artifact.
     """
-    decoder_runtime = find(plan.decoder.runtime)
-    if plan.is_single and not encoder_lacking(decoder_runtime):
-        return decoder_runtime.open(folder, manifest, _options(options, plan.decoder))
     with ExitStack() as opened:
-        encoder = None
-        if plan.encoder is not None:
-            encoder = _encoder(find(plan.encoder.runtime)).open_encoder(
-                folder, manifest, Options(plan.encoder.threads or options.threads, plan.encoder.provider)
-            )
-            opened.callback(encoder.close)
-        decoder = _decoder(decoder_runtime).open_decoder(folder, manifest, _options(options, plan.decoder))
+        parts: dict[Placement, Encoder | Engine] = {}
+        for placement, stages in plan.stages.items():
+            parts[placement] = _opened(folder, manifest, find(placement.runtime), stages, _options(options, placement))
+            opened.callback(parts[placement].close)
+        engine = _joined(plan, parts)
         opened.pop_all()
-    return decoder if encoder is None else MixedEngine(encoder, decoder)
+    return engine
+
+
+def _opened(
+    folder: Path, manifest: Manifest, runtime: Runtime, stages: Sequence[Stage], options: Options
+) -> Encoder | Engine:
+    """What a runtime opens for some stages, and no more."""
+    if stages == ("encoder",):
+        return _encoder(runtime).open_encoder(folder, manifest, Options(options.threads, options.provider))
+    if "encoder" in stages:
+        return runtime.open(folder, manifest, options)
+    return _decoder(runtime).open_decoder(folder, manifest, options)
+
+
+def _joined(plan: Plan, parts: Mapping[Placement, Any]) -> Engine:
+    decoder: Engine = parts[plan.decoder]
+    if len(parts) == 1:
+        return decoder
+    encoder = decoder if plan.encoder is None else parts[plan.encoder]
+    return MixedEngine(encoder, None if plan.prefill == plan.decoder else _handing(parts[plan.prefill]), decoder)
+
+
+def _handing(engine: Engine) -> HandingEngine:
+    if isinstance(engine, HandingEngine):
+        return engine
+    raise EngineError(
+        f"engine '{engine.name}' does not hand keys and values over, so prefill and steps cannot be on different engines. "
+        "Name one engine for both: decoder=NAME"
+    )
 
 
 def _options(options: Options, placement: Placement) -> Options:
@@ -54,7 +80,9 @@ def _encoder(runtime: Runtime) -> EncoderRuntime:
     if encoder_lacking(runtime) is None and isinstance(runtime, EncoderRuntime):
         return runtime
     reason = encoder_lacking(runtime) or "it opens whole bundles alone"
-    raise EngineError(f"engine '{runtime.name}' cannot be the audio encoder beside another: {reason}. See: ossicle doctor")
+    raise EngineError(
+        f"engine '{runtime.name}' cannot be the audio encoder beside another: {reason}. See: ossicle doctor"
+    )
 
 
 def _decoder(runtime: Runtime) -> DecoderRuntime:
@@ -67,16 +95,23 @@ def _decoder(runtime: Runtime) -> DecoderRuntime:
 
 
 class MixedEngine:
-    """The audio encoder of one engine before the decoder of another."""
+    """The audio encoder of one engine before the decoder of another; prompts may be read by a third, the reader.
 
-    context: int  # where the decoder is bounded
+    Keys and values of what the reader has read are handed to the decoder. None: the decoder reads prompts itself.
+    """
 
-    def __init__(self, encoder: Encoder, decoder: Engine) -> None:
+    context: int  # where an engine is bounded
+
+    def __init__(self, encoder: Encoder, reader: HandingEngine | None, decoder: Engine) -> None:
         self._encoder = encoder
+        self._reader = reader
         self._decoder = decoder
-        self.name = f"{encoder.name}+{decoder.name}"
-        if isinstance(decoder, BoundedEngine):
-            self.context = decoder.context
+        self._taker = None if reader is None else _handing(decoder)
+        self.parts = {"encoder": encoder.name, "prefill": (reader or decoder).name, "decoder": decoder.name}
+        self.name = "+".join(dict.fromkeys(self.parts.values()))
+        bounds = [engine.context for engine in (reader, decoder) if isinstance(engine, BoundedEngine)]
+        if bounds:
+            self.context = min(bounds)
 
     def encode(self, mel: Float32) -> Float32:
         return self._encoder.encode(mel)
@@ -85,10 +120,16 @@ class MixedEngine:
         return self._decoder.embed(ids)
 
     def prefill(self, prompts: Sequence[Float32]) -> tuple[Float32, Sequences]:
-        return self._decoder.prefill(prompts)
+        if self._reader is None or self._taker is None:
+            return self._decoder.prefill(prompts)
+        logits, state = self._reader.prefill(prompts)
+        return logits, self._taker.take(self._reader.give(state))
 
     def extend(self, state: Sequences, prompt: Float32) -> tuple[Float32, Sequences]:
-        return self._decoder.extend(state, prompt)
+        if self._reader is None or self._taker is None or len(prompt) < LONG:
+            return self._decoder.extend(state, prompt)
+        logits, read = self._reader.extend(self._reader.take(self._taker.give(state)), prompt)
+        return logits, self._taker.take(self._reader.give(read))
 
     def step(self, state: Sequences, tokens: Int64) -> tuple[Float32, Sequences]:
         return self._decoder.step(state, tokens)
@@ -97,9 +138,10 @@ class MixedEngine:
         return self._decoder.keep(state, rows)
 
     def score(self, prompt: Float32, last: int = 0) -> Float32:
-        return self._decoder.score(prompt, last)
+        return (self._reader or self._decoder).score(prompt, last)
 
     def close(self) -> None:
         with ExitStack() as stack:
-            for engine in (self._encoder, self._decoder):
-                stack.callback(engine.close)
+            for engine in (self._encoder, self._reader, self._decoder):
+                if engine is not None:
+                    stack.callback(engine.close)

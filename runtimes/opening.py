@@ -29,8 +29,8 @@ def load(
     """A session on a bundle. What its engine cannot do is refused.
 
     Args:
-        engine: "auto"; a name such as "openvino" or "openvino:gpu"; or a name for each stage, {"encoder": "openvino", "decoder":
-            "onnxruntime"}, with "prefill" as the decoder and the encoder "auto" where they are not named.
+        engine: "auto"; a name such as "openvino" or "openvino:gpu"; or one for each stage, such as {"encoder": "openvino",
+            "decoder": "onnxruntime"}, with "prefill" as the decoder and the encoder "auto" where they are not named.
         threads: 0 is as many as there are cores.
         provider: what the engine computes on.
         kv_cache: what keys and values are kept in: "float32", "float16", "int8" or "int4"; "" is the engine's exact default.

@@ -1,8 +1,8 @@
 """What runs where: an engine for each stage of a model, as a user says it and as it is chosen.
 
-    "openvino"                                  one engine for everything, on its CPU
-    "openvino:gpu"                              the same on a GPU
-    "encoder=openvino,decoder=onnxruntime"      an engine for each stage; prefill is the decoder's where it is not named
+"openvino"                                  one engine for everything, on its CPU
+"openvino:gpu"                              the same on a GPU
+"encoder=openvino,decoder=onnxruntime"      an engine for each stage; prefill is the decoder's where it is not named
 """
 
 from collections.abc import Mapping
@@ -94,7 +94,9 @@ def asked(engine: str | Mapping[str, str], provider: str = "cpu") -> dict[Stage,
     if unknown := sorted(set(engine) - set(STAGES)):
         raise EngineError(f"stages {', '.join(unknown)} are unknown (an engine can be given to: {', '.join(STAGES)}).")
     if provider != "cpu":
-        raise EngineError(f"provider '{provider}' is of one engine. Name it beside each: decoder=onnxruntime:{provider}")
+        raise EngineError(
+            f"provider '{provider}' is of one engine. Name it beside each: decoder=onnxruntime:{provider}"
+        )
     decoder = engine.get("decoder", AUTO)
     return {"encoder": engine.get("encoder", AUTO), "prefill": engine.get("prefill", decoder), "decoder": decoder}
 

@@ -16,7 +16,9 @@ from .needs import Need, need, room, size
 from .plans import STAGES, Placement, Stage
 from .registry import runtimes
 
-CONTEXT = 4096  # tokens that memory is reckoned for where nobody says how many: five minutes of audio and their transcript
+CONTEXT = (
+    4096  # tokens that memory is reckoned for where nobody says how many: five minutes of audio and their transcript
+)
 
 # What a provider computes on, the faster kind first. A provider that is not here is only taken by name.
 KINDS = ("nvidia", "apple", "gpu", "cpu", "npu")
@@ -25,8 +27,14 @@ DEVICES: Mapping[str, Mapping[str, str]] = {
     "coreml": {"all": "apple", "cpu": "cpu"},
     "openvino": {"gpu": "gpu", "cpu": "cpu", "npu": "npu"},
     "onnxruntime": {
-        **dict.fromkeys(("cuda", "tensorrt", "nvtensorrtrtx"), "nvidia"),
-        **{"coreml": "apple", "directml": "gpu", "webgpu": "gpu", "cpu": "cpu", "qnn": "npu"},
+        "cuda": "nvidia",
+        "tensorrt": "nvidia",
+        "nvtensorrtrtx": "nvidia",
+        "coreml": "apple",
+        "directml": "gpu",
+        "webgpu": "gpu",
+        "cpu": "cpu",
+        "qnn": "npu",
     },
 }
 _SAID = {
@@ -135,7 +143,9 @@ def refusal(told: RuntimeFacts, manifest: Manifest, stage: Stage = "decoder") ->
     if not any(one.stage == _ARTIFACTS[stage] for one in _artifacts(manifest, told)):
         if stage == "encoder":
             return f"the bundle's artifacts for target {told.target} have no audio encoder"
-        return f"the bundle's artifacts for target {told.target} are an audio encoder alone, which serves another engine"
+        return (
+            f"the bundle's artifacts for target {told.target} are an audio encoder alone, which serves another engine"
+        )
     return told.reason or _too_old(manifest, told)
 
 

@@ -61,7 +61,8 @@ class TensorRt:
     def _opened(self, folder: Path, manifest: Manifest, options: Options, encoder: Encoder | None) -> Engine:
         opener = self._opener(options)
         embedding, decoder = (
-            opener.opened(folder, stage_artifact(folder, manifest, self, stage)) for stage in ("embed_tokens", "decoder")
+            opener.opened(folder, stage_artifact(folder, manifest, self, stage))
+            for stage in ("embed_tokens", "decoder")
         )
         return TensorRtEngine(opener.name, encoder, embedding, decoder, manifest.text.vocabulary)
 
@@ -113,9 +114,7 @@ class TensorRtEncoder:
 class TensorRtEngine:
     """An opened bundle."""
 
-    def __init__(
-        self, name: str, encoder: Encoder | None, embedding: _Stage, decoder: _Stage, vocabulary: int
-    ) -> None:
+    def __init__(self, name: str, encoder: Encoder | None, embedding: _Stage, decoder: _Stage, vocabulary: int) -> None:
         self.name = name
         self.context = decoder.limit("context")
         self._encoder = encoder

@@ -29,7 +29,11 @@ def test_words_for_every_stage(engine: Any, provider: str, words: list[str]) -> 
 @pytest.mark.parametrize(
     ("engine", "provider", "fault"),
     [
-        ("encodr=openvino", "cpu", r"stages encodr are unknown \(an engine can be given to: encoder, prefill, decoder\)"),
+        (
+            "encodr=openvino",
+            "cpu",
+            r"stages encodr are unknown \(an engine can be given to: encoder, prefill, decoder\)",
+        ),
         ("encoder=a,encoder=b", "cpu", "names encoder twice"),
         ({"decoder": "onnxruntime"}, "cuda", "decoder=onnxruntime:cuda"),
     ],
