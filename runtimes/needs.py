@@ -44,9 +44,12 @@ def need(manifest: Manifest, target: str, stage: Stage, kind: str, context: int,
 
 
 def room(facts: DeviceFacts, kind: str) -> int | None:
-    """Bytes that a kind of device has for a model; None where nothing tells."""
-    if kind == "nvidia":
-        return None
+    """Bytes that a kind of device has for a model: a GPU's own, or what the machine has free; None where nothing tells."""
+    if kind in ("nvidia", "gpu"):
+        found = [one.memory for one in facts.accelerators if one.kind == "gpu" and kind in ("gpu", one.vendor)]
+        own = [memory for memory in found if memory is not None]
+        if own or kind == "nvidia":
+            return max(own, default=None)
     return facts.memory if facts.memory_available is None else facts.memory_available
 
 
