@@ -120,15 +120,25 @@ class Pool:
             return None
 
     def _opened(self, helper: Helper) -> bool:
-        try:
-            said = helper.open()
-        except (Died, EngineError) as reason:
-            said = {"error": str(reason)}
+        said = self._said(helper)
         if "error" not in said and said["bundle"] != self._bundle:
             said = {"error": "the bundle that it found is another one than the run was begun on"}
         if "error" in said:
             self.refusals.append(said["error"])
         return "error" not in said
+
+    @staticmethod
+    def _said(helper: Helper) -> dict[str, Any]:
+        """What a worker says when it is opened; one that died at it is started once more."""
+        said: dict[str, Any] = {}
+        for _ in range(TRIES):
+            try:
+                return helper.open()
+            except Died as reason:
+                said = {"error": str(reason)}
+            except EngineError as reason:
+                return {"error": str(reason)}
+        return said
 
     def _settled(self, helper: Helper, item: Item, tries: int) -> bool:
         """Transcribe a recording; gives whether the worker can go on with another."""

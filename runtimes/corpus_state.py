@@ -63,7 +63,7 @@ class Journal:
         self._entries: dict[str, Entry] = {}
         self.damaged = 0  # lines that are whole and say nothing, as a power cut leaves them
         self._end = self._recover()
-        self._synced = monotonic()
+        self._synced, self._unsynced = monotonic(), False
 
     def _recover(self) -> int:
         """Read what is there and cut off a torn last line; gives where the next line begins."""
@@ -104,7 +104,7 @@ class Journal:
             self._stream.truncate(self._end)
             raise
         self._note(self._end, text)
-        self._end += len(text)
+        self._end, self._unsynced = self._end + len(text), True
         if monotonic() - self._synced >= _SYNC:
             self.sync()
 
@@ -116,8 +116,9 @@ class Journal:
 
     def sync(self) -> None:
         """Bring what was written to the disk itself."""
-        os.fsync(self._stream.fileno())
-        self._synced = monotonic()
+        if self._unsynced:
+            os.fsync(self._stream.fileno())
+        self._synced, self._unsynced = monotonic(), False
 
     def __enter__(self) -> "Journal":
         return self
