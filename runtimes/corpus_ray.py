@@ -6,7 +6,8 @@ same paths. Results come back to the run, which alone writes.
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,26 +17,34 @@ from .corpus_pool import Died, Helper
 from .corpus_shares import Share
 from .corpus_worker import Worker
 
-_STORE = 100 << 20  # bytes of the object store of a Ray of one's own: what passes through is text
+# A Ray of one's own: what passes through its store, in bytes, is text.
+_OWN: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100 << 20, "_node_ip_address": "127.0.0.1"}
 _PATIENCE = 600.0  # seconds that an actor has for being placed and opening its bundle
 
 
+@contextmanager
 def helpers(
     opening: Callable[[int], dict[str, Any]], workers: int, threads: int, gpus: float, address: str | None, files: int
-) -> tuple[Callable[[], Helper], Share]:
+) -> Iterator[tuple[Callable[[], Helper], Share]]:
     """What makes actors, and how many there are to be: as asked, else as many as Ray has room for.
 
     Raises:
         CorpusError: Ray cannot be reached, or has no room for so many.
         EngineError: Ray is not installed.
     """
-    ray = connect(address)
-    part = room(ray.cluster_resources(), workers, threads, gpus, files)
-    return partial(ActorHelper, ray, {**opening(part.threads)}, part.threads, gpus), part
+    with connected(address) as ray:
+        part = room(ray.cluster_resources(), workers, threads, gpus, files)
+        told = opening(part.threads)
+        if address:  # another machine may have another copy of the bundle
+            told["loading"]["check"] = True
+        yield partial(ActorHelper, ray, told, part.threads, gpus), part
 
 
-def connect(address: str | None) -> Any:
+@contextmanager
+def connected(address: str | None) -> Iterator[Any]:
     """Ray, connected to a cluster, or to one of its own on this machine that nobody else can reach.
+
+    Where the process is connected already it is left as it is.
 
     Raises:
         CorpusError: it does not answer, or does not start.
@@ -46,19 +55,19 @@ def connect(address: str | None) -> Any:
         import ray
     except ImportError:
         raise EngineError("executor 'ray' needs ray. Install it with: pip install 'ossicle[ray]'") from None
-    own = {"include_dashboard": False, "object_store_memory": _STORE, "_node_ip_address": "127.0.0.1"}
+    if ray.is_initialized():
+        yield ray
+        return
+    own = {} if address else _OWN
     try:
-        ray.init(
-            address or "local",
-            ignore_reinit_error=True,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({} if address else own),
-        )
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, RuntimeError, OSError, ValueError) as reason:
         where = f"at '{address}' cannot be reached" if address else "cannot be started here"
-        raise CorpusError(f"Ray {where}: {reason}. Without it: --executor processes") from reason
-    return ray
+        raise CorpusError(f"Ray {where}: {_first_line(reason)}. Without it: --executor processes") from reason
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 def room(resources: Mapping[str, float], workers: int, threads: int, gpus: float, files: int) -> Share:

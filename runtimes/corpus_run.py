@@ -5,7 +5,8 @@
 What is on disk: runtimes/corpus_state.py; for users: docs/corpus.md.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from .corpus_shares import Share, share
 from .corpus_state import Journal
 from .corpus_summary import Run, Summary, write_outputs
 from .corpus_worker import digest
+from .corpus_workers import ProcessHelper
 from .generate import decoding
 
 EXECUTORS = ("processes", "ray")
@@ -122,10 +124,12 @@ def _work(
         EngineError: no worker is left, and recordings are.
     """
     started, settled = perf_counter(), []
-    make, part = _helpers(job, crew, len(todo))
-    if progress is not None:
-        progress.start("transcribing", len(todo), "files")
-    with Pool(longest_first(todo), make, part.workers, job.digest) as pool:
+    with (
+        _helpers(job, crew, len(todo)) as (make, part),
+        Pool(longest_first(todo), make, part.workers, job.digest) as pool,
+    ):
+        if progress is not None:
+            progress.start("transcribing", len(todo), "files")
         if watch is not None:
             watch(pool)
         while result := pool.take():
@@ -138,20 +142,21 @@ def _work(
     return Run(settled, perf_counter() - started, part)
 
 
-def _helpers(job: Job, crew: Crew, files: int) -> tuple[Callable[[], Helper], Share]:
+@contextmanager
+def _helpers(job: Job, crew: Crew, files: int) -> Iterator[tuple[Callable[[], Helper], Share]]:
     """What makes workers, and how many there are to be.
 
     Raises:
         CorpusError: there is no such executor, or it has no room for them.
         EngineError: its package is missing.
     """
+    if crew.executor not in EXECUTORS:
+        raise CorpusError(f"executor '{crew.executor}' is unknown (it can be: {', '.join(EXECUTORS)}).")
     if crew.executor == "ray":
         from .corpus_ray import helpers
 
-        return helpers(job.opening, crew.workers, crew.threads, crew.gpus, crew.address, files)
-    if crew.executor != "processes":
-        raise CorpusError(f"executor '{crew.executor}' is unknown (it can be: {', '.join(EXECUTORS)}).")
-    from .corpus_workers import ProcessHelper
-
-    part = share(manifests.read(job.bundle), crew.workers, crew.threads, files)
-    return partial(ProcessHelper, job.opening(part.threads)), part
+        with helpers(job.opening, crew.workers, crew.threads, crew.gpus, crew.address, files) as found:
+            yield found
+    else:
+        part = share(manifests.read(job.bundle), crew.workers, crew.threads, files)
+        yield partial(ProcessHelper, job.opening(part.threads)), part

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 from ..targets import memory
 from ..targets.manifest import Manifest
+from .needs import need
+from .plans import Stage
 from .processor import usable_cores
 
 _CONTEXT = 8192  # tokens of the longest sequence that a worker is expected to hold
+STAGES: tuple[Stage, ...] = ("encoder", "decoder")
 _MOST = 0.8  # of the memory that is free
 
 
@@ -38,9 +41,5 @@ def divide(cores: int, free: int | None, each: int, workers: int, threads: int, 
 def memory_of(manifest: Manifest) -> int:
     """Bytes that one worker takes: the largest of the bundle's targets, with a long sequence in its cache."""
     targets = {artifact.target for artifact in manifest.artifacts}
-    return max((_target_memory(manifest, target) for target in targets), default=0)
-
-
-def _target_memory(manifest: Manifest, target: str) -> int:
-    held = [artifact.memory for artifact in manifest.artifacts if artifact.target == target]
-    return sum(one.weights + one.working + one.kv_per_token * _CONTEXT for one in held)
+    needs = [[need(manifest, target, stage, "cpu", _CONTEXT) for stage in STAGES] for target in targets]
+    return max((sum(one.total for one in stages) for stages in needs), default=0)

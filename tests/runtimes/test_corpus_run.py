@@ -189,7 +189,7 @@ class Deadly(ProcessHelper):
 def test_a_file_that_kills_its_workers_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.wav", "b.wav"):
         shutil.copyfile(SPEECH / "06-command-espeak.wav", tmp_path / name)
-    monkeypatch.setattr("ossicle.runtimes.corpus_workers.ProcessHelper", Deadly)
+    monkeypatch.setattr("ossicle.runtimes.corpus_run.ProcessHelper", Deadly)
     out = tmp_path / "out"
     summary = transcribe_corpus(BUNDLE, tmp_path, out, max_tokens=3, crew=Crew(workers=1, threads=1))
     assert (summary.done, summary.failed) == (1, 1)
