@@ -20,7 +20,9 @@ from ..targets.contract import EngineError, Float32, PromptError
 from ..targets.manifest import Manifest
 from .audio import AudioSource, load_audio
 from .base import BoundedEngine, Engine, Listener
+from .fallback import parts
 from .generate import Decoding, Row, Settings, decoding, grow, start_row
+from .plans import Stage
 from .prompt import Clip, Prompts, clips, read_messages
 from .replies import Reply, Stream, Timings, Transcription
 from .tokens import Tokenizer
@@ -43,13 +45,14 @@ class Prepared:
 class Session:
     """An opened bundle. Not thread-safe: one caller at a time. Close it, or use it as a context manager."""
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, engine: Engine) -> None:
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, engine: Engine, context: int | None = None) -> None:
         self.manifest = manifest
         self._tokenizer = tokenizer
         self._open_engine: Engine | None = engine
         self._heard: OrderedDict[bytes, Float32] = OrderedDict()
         room = engine.context if isinstance(engine, BoundedEngine) else manifest.text.context
-        self._context = min(manifest.text.context, int(manifest.recipe.get("context", manifest.text.context)), room)
+        built = int(manifest.recipe.get("context", manifest.text.context))
+        self._context = min(manifest.text.context, built, room, context or room)
         tokens = engine.tokens_per_window if isinstance(engine, Listener) else manifest.audio.tokens_per_window
         self._prompts = Prompts(tokenizer, manifest.text, tokens, self._context)
 
@@ -57,6 +60,11 @@ class Session:
     def engine(self) -> str:
         """What runs it, for example "onnxruntime-cpu"."""
         return self._engine.name
+
+    @property
+    def stages(self) -> dict[Stage, str]:
+        """What runs each stage, for example {"encoder": "openvino-cpu", "prefill": "openvino-cpu", "decoder": ...}."""
+        return parts(self._engine)
 
     @overload
     def transcribe(
