@@ -6,7 +6,7 @@ with ossicle.load("bundle") as session:
 
 from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
@@ -20,12 +20,16 @@ from ..targets.contract import EngineError, Float32, PromptError
 from ..targets.manifest import Manifest
 from .audio import AudioSource, load_audio
 from .base import BoundedEngine, Engine, Listener
+from .constraints import Rules
 from .fallback import parts
 from .generate import Decoding, Row, Settings, decoding, grow, start_row
+from .languages import calls_marker
+from .messages import Clip, clips, read_messages
 from .plans import Stage
-from .prompt import Clip, Prompts, clips, read_messages
+from .prompt import Prompts
 from .replies import Reply, Stream, Timings, Transcription
 from .tokens import Tokenizer
+from .tools import Tool, ToolCall, ToolChoice, read_calls, read_choice, read_tools
 
 TOKENIZER = "tokenizer.json"
 BATCH = 8  # recordings decoded together
@@ -92,7 +96,7 @@ class Session:
             AudioError: a recording cannot be used.
             PromptError: a setting is not possible, or a recording is longer than the context.
         """
-        how = decoding(**settings)
+        how = self._how(settings)
         sources = audio if isinstance(audio, list) else [audio]
         results: list[Transcription] = []
         for start in range(0, len(sources), BATCH):
@@ -101,15 +105,28 @@ class Session:
             results += [Transcription(**vars(reply), language=language) for reply in replies]
         return results if isinstance(audio, list) else results[0]
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Unpack[Settings]) -> Reply:
-        """The answer to a conversation of texts and recordings; what messages look like: runtimes/prompt.py.
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        **settings: Unpack[Settings],
+    ) -> Reply:
+        """The answer to a conversation of texts and recordings; what messages look like: runtimes/messages.py.
+
+        `tools` are functions that the answer may call, as OpenAI's: runtimes/tools.py. `tool_choice` is "auto", "none",
+        "required" or {"type": "function", "function": {"name": NAME}}; calls are in the reply's `tool_calls`, and their
+        arguments hold to the function's schema. With `parallel_tool_calls` there may be several.
 
         Raises:
             AudioError: a recording cannot be used.
-            PromptError: the conversation or a setting is not possible, or it is longer than the context.
+            PromptError: the conversation, a tool or a setting is not possible, or it is longer than the context.
         """
-        how = decoding(**settings)
-        return self._answer([self._converse(messages, how)], how)[0]
+        offered = read_tools(tools)
+        how = self._how(settings, offered, tool_choice, several=parallel_tool_calls)
+        return self._answer([self._converse(messages, how, offered)], how)[0]
 
     def stream(
         self,
@@ -117,19 +134,27 @@ class Session:
         *,
         language: str | None = None,
         rate: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
         **settings: Unpack[Settings],
     ) -> Stream:
         """What `transcribe` gives for a recording, or `chat` for a list of messages, piece by piece as it is found.
+
+        Pieces are text alone; calls of tools are in the reply at the end.
 
         Raises:
             AudioError: a recording cannot be used.
             PromptError: the conversation or a setting is not possible, or it is longer than the context.
         """
-        how = decoding(**settings)
+        offered = read_tools(tools)
+        how = self._how(settings, offered, tool_choice, several=parallel_tool_calls)
         if isinstance(source, list | tuple):
             if language is not None or rate is not None:
                 raise PromptError("a conversation has no language or rate of its own (only a transcription has).")
-            prepared = self._converse(source, how)
+            prepared = self._converse(source, how, offered)
+        elif offered:
+            raise PromptError("a transcription calls no tools (only a conversation does).")
         else:
             prepared = self._hear(Clip(source, rate), language, how)
         return Stream(self._pieces(prepared, how))
@@ -196,11 +221,23 @@ class Session:
         ids = self._prompts.transcription(self._count([samples])[0], language)
         return self._prepare(ids, [samples], how, started)
 
-    def _converse(self, messages: Sequence[Mapping[str, Any]], how: Decoding) -> Prepared:
+    def _how(
+        self, settings: Settings, tools: Sequence[Tool] = (), choice: ToolChoice = "auto", *, several: bool = True
+    ) -> Decoding:
+        """The settings of an answer, with the rules that they and the tools set for its tokens."""
+        how, chosen = decoding(**settings), read_choice(choice, tools, several=several)
+        if how.language is None and not tools:
+            return how
+        text = self.manifest.text
+        stop = (*text.stop_tokens, *how.stop_tokens)
+        rules = Rules(self._tokenizer, text, stop, text=how.language, choice=chosen if tools else None)
+        return replace(how, rules=rules)
+
+    def _converse(self, messages: Sequence[Mapping[str, Any]], how: Decoding, tools: Sequence[Tool] = ()) -> Prepared:
         started = perf_counter()
         turns = read_messages(messages)
         heard = [self._samples(clip) for clip in clips(turns)]
-        return self._prepare(self._prompts.chat(turns, self._count(heard)), heard, how, started)
+        return self._prepare(self._prompts.chat(turns, self._count(heard), tools), heard, how, started)
 
     def _count(self, heard: Sequence[Float32]) -> list[int]:
         """Windows of each recording; an engine that listens itself says how many it makes of one."""
@@ -288,7 +325,16 @@ class Session:
             timings,
             prompt_tokens=len(prepared.ids),
             audio_tokens=prepared.ids.count(self.manifest.text.audio_token),
+            tool_calls=self._calls(prepared, row),
         )
+
+    def _calls(self, prepared: Prepared, row: Row) -> tuple[ToolCall, ...]:
+        form = self.manifest.text.tools
+        if form is None or not row.calling:
+            return ()
+        begin = row.tokens.index(calls_marker(self._tokenizer, form))
+        seed = blake2b(np.asarray((*prepared.ids, *row.tokens), np.int64).tobytes()).digest()
+        return read_calls(self._tokenizer.decode(row.tokens[begin:], specials=True), form, seed)
 
 
 def _shares(counts: Sequence[int]) -> list[float]:
