@@ -220,6 +220,6 @@ def test_input_audio_may_be_a_data_url() -> None:
 
 def test_a_bundle_without_tools_says_so(both: tuple[Prompts, Any], tmp_path: Path) -> None:
     prompts = Prompts(Tokenizer(write_tokenizer(DEMO, tmp_path / "t.json")), replace(TEXT, tools=None), 375, 4096)
-    with pytest.raises(PromptError, match="built without tools.*Build it again"):
+    with pytest.raises(PromptError, match=r"built without tools.*Build it again"):
         _ours(prompts, [USER], TOOLS)
     assert _ours(prompts, [USER], []) == _ours(both[0], [USER], [])
