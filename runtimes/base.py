@@ -65,9 +65,7 @@ class KeyValues:
 class Encoder(Protocol):
     """An opened audio encoder, for an engine that has none of its own."""
 
-    @property
-    def name(self) -> str:
-        """What runs it, for example "onnxruntime-cpu"."""
+    name: str
 
     def encode(self, mel: Float32) -> Float32:
         """Audio embeddings [windows, tokens, hidden] of log-mel windows [windows, mel bins, frames]."""
@@ -78,9 +76,7 @@ class Encoder(Protocol):
 class Engine(Protocol):
     """An opened bundle. Not thread-safe: one caller at a time. A state given to `extend` or `step` is used up by it."""
 
-    @property
-    def name(self) -> str:
-        """What runs it, for example "onnxruntime-cpu"."""
+    name: str
 
     def encode(self, mel: Float32) -> Float32:
         """Audio embeddings [windows, tokens, hidden] of log-mel windows [windows, mel bins, frames]."""
