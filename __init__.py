@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 _DOORS = {
     "build": "compiler.pipeline",
     "load": "runtimes.opening",
+    "transcribe_corpus": "runtimes.corpus_run",
     "doctor": "runtimes.device",
 }
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cli_build, cli_run  # noqa: F401 - their commands register themselves
+from . import cli_build, cli_corpus, cli_run, cli_serve  # noqa: F401 - their commands register themselves
 from .cli_common import Json, app, guarded, needs_build_extra, options, print_json
 
 
@@ -57,16 +57,25 @@ def inspect(
     print_json(held) if as_json else cli_show.checkpoint(held)
 
 
-@app.command()
+@app.command(epilog="Example: ossicle doctor --bundle voxtral-int4")
 @guarded
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    as_json: Json = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="BUNDLE", help="Say of every engine whether it can run this bundle."),
+    ] = None,
+    measure: Annotated[bool, typer.Option(help="Measure how fast memory is read, in half a second.")] = True,
+) -> None:
     """What this machine has, which engines work here, and why the others do not."""
     import ossicle
 
-    from . import cli_show
+    from ..targets import manifest as manifests
+    from . import cli_doctor
 
-    facts = ossicle.doctor()
-    print_json(cli_show.plain(facts)) if as_json else cli_show.facts(facts)
+    held = None if bundle is None else manifests.read(bundle)
+    found = cli_doctor.document(ossicle.doctor(measure=measure), held)
+    print_json(found) if as_json else cli_doctor.show(found)
 
 
 @app.command()

@@ -73,7 +73,7 @@ def build(report: Any) -> None:
 def engines(folder: Path, manifest: Manifest) -> None:
     """TensorRT's engines in a bundle, where it has graphs for them."""
     if rows := cli_engines.rows(folder, manifest):
-        console().print(_table(("stage", "engine", "size", "built in", "memory", "said"), rows))
+        console().print(table(("stage", "engine", "size", "built in", "memory", "said"), rows))
 
 
 def bundle_document(manifest: Manifest) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def bundle(manifest: Manifest) -> None:
     for target in _encoders_alone(manifest):
         out.print(f"{target}: the audio encoder alone, for an engine that takes audio from it")
     head = ("target", "stage", "precision", "files", "size", "memory")
-    out.print(_table(head, map(_artifact_row, manifest.artifacts)))
+    out.print(table(head, map(_artifact_row, manifest.artifacts)))
     if manifest.verification:
         for target, entry in manifest.verification.items():
-            out.print(_table((f"{target} verified", _verdict(entry)), _verified_rows(entry["figures"])))
+            out.print(table((f"{target} verified", _verdict(entry)), _verified_rows(entry["figures"])))
     else:
         out.print("not verified. Verify with: ossicle verify BUNDLE --checkpoint CHECKPOINT")
 
@@ -109,7 +109,7 @@ def verification(result: Any) -> None:
         out.print(f"{target.target}: {'passed' if target.passed else 'FAILED'} ({target.proof}, {target.engine})")
         limits = {check.figure: check for check in target.checks}
         rows = [_figure_row(name, value, limits.get(name)) for name, value in vars(target.figures).items()]
-        out.print(_table(("figure", "value", "limit", ""), rows))
+        out.print(table(("figure", "value", "limit", ""), rows))
 
 
 def checkpoint_document(checkpoint: Any) -> dict[str, Any]:
@@ -131,33 +131,7 @@ def checkpoint(document: Mapping[str, Any]) -> None:
     out.print(f"{escape(document['name'])}: {document['family']}, {', '.join(document['precision'])}")
     out.print(f"{document['parameters']:,} parameters in {document['tensors']} tensors")
     rows = [(file["path"], decimal(file["size"]), file["sha256"][:16]) for file in document["files"]]
-    out.print(_table(("file", "size", "sha256"), rows))
-
-
-def facts(found: Any) -> None:
-    """What `doctor` found: the machine, then each engine and what speaks against it."""
-    out, machine = console(), found.processor
-    sizes = {"memory": found.memory, "free memory": found.memory_available}
-    rows = [
-        ("system", found.system),
-        ("python", found.python),
-        ("processor", f"{machine.name}, {machine.architecture}, {machine.cores} cores"),
-        ("instructions", ", ".join(machine.instruction_sets) or "none of note"),
-        *((name, "unknown" if size is None else decimal(size)) for name, size in sizes.items()),
-    ]
-    out.print(_table(("machine", ""), rows))
-    engines = [(one.name, one.target, one.version or "-", _state(one)) for one in found.runtimes]
-    out.print(_table(("engine", "runs", "version", "state"), engines))
-    providers = [
-        (one.name, name, reason or "works here") for one in found.runtimes for name, reason in one.providers.items()
-    ]
-    out.print(_table(("engine", "provider", "state"), providers))
-
-
-def _state(runtime: Any) -> str:
-    if runtime.proof != "executed":
-        return runtime.reason or f"{runtime.proof} only, proves bundles and runs them by name: {runtime.absent}"
-    return runtime.reason or (f"works here, inexact: {runtime.inexact}" if runtime.inexact else "works here")
+    out.print(table(("file", "size", "sha256"), rows))
 
 
 def target_rows() -> list[dict[str, Any]]:
@@ -179,7 +153,7 @@ def targets() -> None:
         (row["target"], ", ".join(row["recipes"]), row["install"] if row["missing"] else "installed")
         for row in target_rows()
     ]
-    console().print(_table(("target", "recipes", "installed"), rows))
+    console().print(table(("target", "recipes", "installed"), rows))
 
 
 def _holds(target: Target, recipe: Recipe) -> bool:
@@ -232,8 +206,9 @@ def _size(manifest: Manifest) -> int:
     return sum(file.size for file in bundle_files(manifest))
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(*head)
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of plain text."""
+    made = Table(*head)
     for row in rows:
-        table.add_row(*map(escape, row))
-    return table
+        made.add_row(*map(escape, row))
+    return made

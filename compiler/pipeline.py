@@ -27,7 +27,7 @@ from .lora import AdapterSpec
 from .quantize import Weights
 from .runtime_adapters import RuntimeAdapterSpec
 from .staging import STATE, Staging
-from .tokenizer import write_tokenizer
+from .tokenizer import tekken_version, write_tokenizer
 from .trace import trace
 
 _NOT_SHARED = (manifests.NAME, STATE)
@@ -150,7 +150,8 @@ def describe(
     owned = {file.path for artifact in artifacts for file in artifact.files}
     owned |= {adapter.file.path for adapter in runtime_adapters}
     shared = [path for path in sorted(folder.rglob("*")) if path.is_file() and _relative(folder, path) not in owned]
-    text = model.text_format(checkpoint.config, checkpoint.generation_config)
+    version = tekken_version(checkpoint.folder)
+    text = model.text_format(checkpoint.config, checkpoint.generation_config, version)
     return Manifest(
         family=checkpoint.family,
         name=checkpoint.name,

@@ -83,6 +83,22 @@ def read_tekken(path: Path) -> Tekken:
         raise _refusal(path, str(reason)) from reason
 
 
+def tekken_version(checkpoint: Path) -> int | None:
+    """The version of a checkpoint folder's tekken.json, by which prompts are written; None where there is none.
+
+    Raises:
+        CheckpointError: the file cannot be read, or names no version.
+    """
+    path = checkpoint / TEKKEN
+    if not path.is_file():
+        return None
+    try:
+        version = str(json.loads(path.read_bytes())["config"]["version"])
+        return _version_number(version)
+    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as reason:
+        raise _refusal(path, str(reason)) from reason
+
+
 def tokenizer_json(tekken: Tekken) -> str:
     """The tokenizer.json of a vocabulary, as the `tokenizers` library and transformers.js load it."""
     return json.dumps(_document(tekken), ensure_ascii=False, separators=(",", ":")) + "\n"
@@ -132,12 +148,16 @@ def _specials(listed: Sequence[Mapping[str, Any]] | None, reserved: int, version
 
 
 def _unlisted(version: str) -> list[str]:
+    if _version_number(version) > _LAST_UNLISTED_VERSION:
+        raise ValueError(f"version {version} has to list its special tokens, and this file does not")
+    return list(_UNLISTED)
+
+
+def _version_number(version: str) -> int:
     number = re.fullmatch(r"v(\d+)(m\d+)?", version)
     if number is None:
         raise ValueError(f"version {version!r} is unknown")
-    if int(number[1]) > _LAST_UNLISTED_VERSION:
-        raise ValueError(f"version {version} has to list its special tokens, and this file does not")
-    return list(_UNLISTED)
+    return int(number[1])
 
 
 def _listed(entries: Sequence[Mapping[str, Any]]) -> list[str]:

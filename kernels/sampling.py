@@ -56,8 +56,10 @@ class Chooser:
         self._seen[list(prompt)] = True
         self._random = default_rng([sampling.seed, row])
 
-    def choose(self, logits: Float32) -> int:
-        """The next token, given logits [vocabulary]."""
+    def choose(self, logits: Float32, allowed: NDArray[np.bool_] | None = None) -> int:
+        """The next token, given logits [vocabulary]: one of those `allowed`, bool [vocabulary]; None: of all."""
+        if allowed is not None:
+            logits = _only(logits, allowed)
         token = self._draw(penalize(logits, self._seen, self._sampling.repetition_penalty))
         self._seen[token] = True
         return token

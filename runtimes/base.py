@@ -65,7 +65,9 @@ class KeyValues:
 class Encoder(Protocol):
     """An opened audio encoder, for an engine that has none of its own."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What runs it, for example "onnxruntime-cpu"."""
 
     def encode(self, mel: Float32) -> Float32:
         """Audio embeddings [windows, tokens, hidden] of log-mel windows [windows, mel bins, frames]."""
@@ -76,7 +78,9 @@ class Encoder(Protocol):
 class Engine(Protocol):
     """An opened bundle. Not thread-safe: one caller at a time. A state given to `extend` or `step` is used up by it."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What runs it, for example "onnxruntime-cpu"."""
 
     def encode(self, mel: Float32) -> Float32:
         """Audio embeddings [windows, tokens, hidden] of log-mel windows [windows, mel bins, frames]."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from ..targets.manifest import Manifest
 from .base import Runtime, encoder_lacking
 from .device import DeviceFacts, doctor, runtime_facts
+from .measurements import ANSWER, NOISE, Measurements
 from .needs import room, size
 from .plans import AUTO, STAGES, Placement, Plan, Stage, asked, placement
 from .registry import runtimes
@@ -30,6 +31,7 @@ class Choices:
     known: tuple[Runtime, ...]
     facts: DeviceFacts | None = None  # None where everything is named
     candidates: tuple[Candidate, ...] = ()
+    may_measure: bool = False  # whether the user left the choice open, and not the lack of an encoder alone
 
     def runtime(self, name: str) -> Runtime:
         """The runtime of this name.
@@ -55,8 +57,8 @@ class Choices:
 
     @property
     def is_open(self) -> bool:
-        """Whether anything is left to choose."""
-        return any(len(self.possible(stage)) > 1 for stage in STAGES)
+        """Whether there is something to choose by measurement."""
+        return self.may_measure and any(len(self.possible(stage)) > 1 for stage in STAGES)
 
 
 def consider(manifest: Manifest, engine: str | Mapping[str, str] | Runtime, provider: str, wanted: Wanted) -> Choices:
@@ -67,7 +69,7 @@ def consider(manifest: Manifest, engine: str | Mapping[str, str] | Runtime, prov
     """
     known = runtimes() if isinstance(engine, str | Mapping) else (engine,)
     words = asked(engine if isinstance(engine, str | Mapping) else engine.name, provider)
-    choices = Choices(manifest, words, known)
+    choices = Choices(manifest, words, known, may_measure=AUTO in words.values())
     _check_named(choices)
     # An engine that is named for everything, and has no audio encoder, takes audio from the best that has one.
     if len(set(words.values())) == 1 and words["encoder"] != AUTO and encoder_lacking(choices.named("encoder")):
@@ -84,22 +86,58 @@ def by_rank(choices: Choices) -> tuple[Ranked, ...]:
     Raises:
         EngineError: there is none; every candidate with its reason.
     """
-    encoders = choices.possible("encoder")
-    ranked: list[Ranked] = []
-    refused = {str(one.placement): one.reason for one in choices.candidates if one.stage == "decoder"}
+    refused: dict[str, str | None] = {
+        str(one.placement): one.reason for one in choices.candidates if one.stage == "decoder"
+    }
+    ranked = _ranked(choices, refused)
+    if not ranked:
+        raise none_left(choices.manifest, refused)
+    return tuple(ranked)
+
+
+def _ranked(choices: Choices, refused: dict[str, str | None] | None = None) -> list[Ranked]:
+    """Plans by rank; those that do not fit are put into `refused` with their reasons."""
+    encoders, ranked = choices.possible("encoder"), []
     for decoder in choices.possible("decoder"):
         plan = Plan(
             decoder if decoder in encoders else next(iter(encoders), None),
             decoder if choices.words["prefill"] in (AUTO, choices.words["decoder"]) else choices.possible("prefill")[0],
             decoder,
         )
-        if reason := misfit(choices, plan):
-            refused[str(plan)] = reason
-        else:
+        reason = misfit(choices, plan)
+        if reason is None:
             ranked.append(Ranked(plan, _why(choices, plan)))
-    if not ranked:
-        raise none_left(choices.manifest, refused)
-    return tuple(ranked)
+        elif refused is not None:
+            refused[str(plan)] = reason
+    return ranked
+
+
+def by_measurement(choices: Choices, measurements: Measurements) -> tuple[Ranked, ...]:
+    """The plans that were measured as a whole, the best first, and behind them those that rank alone speaks for.
+
+    What is less simple is best only where it beats what is simpler by more than noise.
+    """
+    totals = {row.plan: measurements.times(row.plan).total for row in measurements.rows if row.plan}
+    whole = {plan: total for plan, total in totals.items() if total is not None}
+    found = [Ranked(plan, f"measured: {_work(whole[plan])}") for plan in sorted(whole, key=lambda plan: whole[plan])]
+    if whole:
+        best = simplest_best(whole)
+        found.sort(key=lambda ranked: ranked.plan != best)
+    failed = {row.plan for row in measurements.rows if row.reason}
+    rest = [ranked for ranked in _ranked(choices) if ranked.plan not in whole]
+    rest.sort(key=lambda ranked: ranked.plan in failed)
+    if not found and not rest:
+        return by_rank(choices)
+    return (*found, *rest)
+
+
+def simplest_best(totals: Mapping[Plan, float]) -> Plan:
+    """The fastest plan by its seconds, a simpler one where the difference may be noise."""
+    chosen, *others = sorted(totals, key=lambda plan: (_parts(plan), totals[plan]))
+    for plan in others:
+        if totals[plan] < totals[chosen] * (1 - NOISE):
+            chosen = plan
+    return chosen
 
 
 def misfit(choices: Choices, plan: Plan) -> str | None:
@@ -128,6 +166,15 @@ def _check_named(choices: Choices) -> None:
         runtime = choices.named(stage)
         if reason := refusal(runtime_facts(runtime), choices.manifest, stage):
             raise none_left(choices.manifest, {runtime.name: reason})
+
+
+def _parts(plan: Plan) -> tuple[int, int]:
+    """How far from simple a plan is: its engines, and the numbers of threads that are set."""
+    return len(plan.stages), sum(one.threads > 0 for one in plan.stages)
+
+
+def _work(seconds: float) -> str:
+    return f"{seconds:.2f} s for a window of audio, its prompt and {ANSWER} tokens"
 
 
 def _why(choices: Choices, plan: Plan) -> str:

@@ -5,7 +5,7 @@ chosen for a user who has not asked for this engine by name.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from ..targets.probe import Proof
 from .artifacts import stage_artifact
 from .base import Encoder, Engine, Options, Sequences, check_options, opened_without_encoder
 from .coreml_models import UNITS, CachedModel, InterpretedModel, Model, NativeModel, native_refusal
+from .refusal import Refusal
 
 PACKAGE = ".mlpackage"
+_ELSEWHERE = Refusal("Core ML is part of macOS. Run the bundle on a Mac", "system")
 
 
 class CoreMl:
@@ -33,10 +35,16 @@ class CoreMl:
         return "executed" if _on_mac() else "interpreted"
 
     def absent(self) -> str | None:
-        return native_refusal() if _on_mac() else "Core ML is part of macOS. Run the bundle on a Mac"
+        return native_refusal() if _on_mac() else _ELSEWHERE
 
     def usable(self) -> str | None:
         return native_refusal() if _on_mac() else None
+
+    def providers(self) -> Mapping[str, str | None]:
+        """What speaks against each of its compute units here, by name; None: nothing, or the interpreter stands in."""
+        if self.usable():
+            return {}
+        return {unit: None if _on_mac() or unit == "cpu" else _ELSEWHERE for unit in UNITS}
 
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
         return self._whole(folder, manifest, options, self.open_encoder(folder, manifest, options))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..targets.contract import EngineError, Port
 from .mil import package
 from .mil.interpreter import Program
+from .refusal import Refusal
 
 Arrays = Mapping[str, NDArray[Any]]
 UNITS = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE", "all": "ALL"}
@@ -99,9 +100,11 @@ def native_refusal() -> str | None:
 
     system = platform.mac_ver()[0]
     if int(system.split(".")[0]) < SYSTEM:
-        return f"Core ML runs these packages from macOS {SYSTEM} on, and this is macOS {system}"
+        return Refusal(f"Core ML runs these packages from macOS {SYSTEM} on, and this is macOS {system}", "system")
     if find_spec("coremltools") is None:
-        return 'package coremltools is not installed. Install it with: pip install "ossicle[coreml]"'
+        return Refusal(
+            "package coremltools is not installed. Install it with", "package", 'pip install "ossicle[coreml]"'
+        )
     return None
 
 

@@ -3,16 +3,18 @@
 import hashlib
 import json
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from ..targets import memory
 from ..targets.probe import Proof
 from .accelerators import Accelerator, accelerators
+from .bandwidth import read_bandwidth
 from .base import InexactRuntime, ProviderRuntime, ProvingRuntime, Runtime, proof
 from .machine import HERE
 from .processor import Processor, processor
 from .registry import installed, runtimes
+from .working_memory import working_memory
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,10 @@ class RuntimeFacts:
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What this machine has. Memory in bytes, that of the container where there is one; None where the system does not tell."""
+    """What this machine has. Memory in bytes, that of the container where there is one; None where the system does not tell.
+
+    `bandwidth` is bytes a second that all usable cores together read from memory; None where nobody asked to measure it.
+    """
 
     system: str
     python: str
@@ -44,18 +49,21 @@ class DeviceFacts:
     memory_available: int | None
     runtimes: tuple[RuntimeFacts, ...]
     accelerators: tuple[Accelerator, ...] = ()
+    bandwidth: float | None = None
 
 
-def doctor() -> DeviceFacts:
-    """The facts of this machine and of every runtime on it."""
+def doctor(*, measure: bool = False) -> DeviceFacts:
+    """The facts of this machine and of every runtime on it; `measure` adds its bandwidth, in about half a second."""
+    found, (total, available) = processor(HERE), working_memory(HERE)
     return DeviceFacts(
         system=platform.platform(),
         python=platform.python_version(),
-        processor=processor(HERE),
-        memory=memory.total(),
-        memory_available=memory.available(),
+        processor=found,
+        memory=total,
+        memory_available=available,
         runtimes=tuple(map(runtime_facts, runtimes())),
         accelerators=accelerators(HERE),
+        bandwidth=read_bandwidth(found) if measure else None,
     )
 
 
@@ -63,7 +71,8 @@ def fingerprint(facts: DeviceFacts) -> str:
     """What these facts have in common with no others, as 32 hexadecimal digits: measurements hold while it stays.
 
     Counted are the system, the processor, all memory, GPUs and NPUs with their drivers, and each engine's and provider's
-    version and whether it can be used. Not counted is what changes by itself, as free memory, nor how a refusal is worded.
+    version and whether it can be used. Not counted is what changes by itself, as free memory and bandwidth do, nor how a
+    refusal is worded.
     """
     counted = {
         "system": facts.system,
@@ -84,13 +93,20 @@ def _counted(runtime: RuntimeFacts) -> dict[str, object]:
 def runtime_facts(runtime: Runtime) -> RuntimeFacts:
     """The facts of one runtime here."""
     inexact = runtime.inexact if isinstance(runtime, InexactRuntime) else None
+    reason = runtime.usable()
     return RuntimeFacts(
         runtime.name,
         runtime.target,
-        installed(runtime.package),
-        runtime.usable(),
+        installed(runtime.package) or _imported(runtime.package),
+        reason,
         inexact,
         proof(runtime),
         runtime.absent() if isinstance(runtime, ProvingRuntime) else None,
         runtime.providers() if isinstance(runtime, ProviderRuntime) else {},
     )
+
+
+def _imported(package: str) -> str | None:
+    """The version that a module of this name says it has: another package may have brought it."""
+    told = getattr(sys.modules.get(package), "__version__", None)
+    return told if isinstance(told, str) else None

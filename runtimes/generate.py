@@ -1,6 +1,6 @@
 """Prompts -> answers: one token at a time for a batch of sequences, each of which ends by itself."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -9,6 +9,8 @@ import numpy as np
 from ..kernels.sampling import Chooser, Sampling
 from ..targets.contract import Cancelled, EngineError, Float32, PromptError
 from .base import Engine, Sequences
+from .constraints import Constraint, Rules
+from .languages import Language, text_language
 from .tokens import GrowingText, Tokenizer
 
 Finish = Literal["stop", "length", "tool_calls"]
@@ -28,6 +30,11 @@ class Settings(TypedDict, total=False):
     seed: int
     stop: str | Sequence[str]  # the answer ends before any of these texts
     stop_tokens: Sequence[int]  # beside those of the model
+    response_format: Mapping[
+        str, Any
+    ]  # OpenAI's: {"type": "text" | "json_object" | "json_schema", "json_schema": {..}}
+    grammar: str  # the answer is of this language: Lark in llguidance's dialect
+    regex: str  # the whole answer matches
     cancelled: Callable[[], bool]  # asked before each window of audio and each token; true: give up, by Cancelled
 
 
@@ -40,6 +47,8 @@ class Decoding:
     stop: tuple[str, ...]
     stop_tokens: tuple[int, ...]
     cancelled: Callable[[], bool] | None = None
+    language: Language | None = None  # of the answer; None: any text
+    rules: Rules | None = None  # what that means for the tokens of a model
 
     def check_wanted(self) -> None:
         """Go on only if the caller still wants the answer.
@@ -67,7 +76,14 @@ def decoding(**settings: Unpack[Settings]) -> Decoding:
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if "" in stops:
         raise PromptError("stop '' is not possible (it can be: texts that are not empty).")
-    return Decoding(_sampling(settings), most, stops, tuple(settings.get("stop_tokens", ())), settings.get("cancelled"))
+    return Decoding(
+        _sampling(settings),
+        most,
+        stops,
+        tuple(settings.get("stop_tokens", ())),
+        settings.get("cancelled"),
+        text_language(settings.get("response_format"), settings.get("grammar"), settings.get("regex")),
+    )
 
 
 def _sampling(settings: Settings) -> Sampling:
@@ -87,6 +103,7 @@ class Row:
     text: GrowingText
     most: int  # tokens
     stop_tokens: frozenset[int]
+    constraint: Constraint | None = None
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     finish: Finish | None = None
@@ -94,20 +111,27 @@ class Row:
     def add(self, logits: Float32) -> str:
         """Choose the next token; the text that it makes certain."""
         self.how.check_wanted()
-        token = self.chooser.choose(logits)
+        token = self.chooser.choose(logits, self.constraint.allowed() if self.constraint else None)
         if token in self.stop_tokens:
             return self._finish("stop", "")
         self.tokens.append(token)
-        piece = self.text.add(token)
-        if self.text.stopped:
+        if self.constraint:
+            self.constraint.add(token)
+        piece = "" if self.calling else self.text.add(token)
+        if self.text.stopped or (self.constraint and self.constraint.ended):
             return self._finish("stop", piece)
         if len(self.tokens) >= self.most:
             return self._finish("length", piece)
         return self._show(piece)
 
+    @property
+    def calling(self) -> bool:
+        """Whether it calls functions by now: what it says is no text any more."""
+        return self.constraint is not None and self.constraint.calling
+
     def _finish(self, why: Finish, piece: str) -> str:
         rest = self.text.finish()
-        self.finish = "stop" if self.text.stopped else why
+        self.finish = "stop" if self.text.stopped else "tool_calls" if self.calling and why == "stop" else why
         return self._show(piece + rest)
 
     def _show(self, piece: str) -> str:
@@ -132,6 +156,7 @@ def start_row(
         GrowingText(tokenizer, how.stop),
         min(how.max_tokens, context - len(ids)),
         frozenset((*stop, *how.stop_tokens)),
+        how.rules.start() if how.rules else None,
     )
 
 

@@ -20,6 +20,7 @@ from .base import Engine, Options, Sequences, check_options
 from .llamacpp_api import CACHE_TYPES, MAX_SEQUENCES, Opening, library
 from .llamacpp_process import Process
 from .processor import physical_cores
+from .refusal import Refusal
 from .registry import installed
 
 PINNED = "2026.10.11549"
@@ -37,16 +38,19 @@ class LlamaCpp:
     def usable(self) -> str | None:
         found = installed(self.package)
         if found is None:
-            return 'package xllamacpp is not installed. Install it with: pip install "ossicle[gguf]"'
-        if found != PINNED:
-            return (
-                f"xllamacpp {found} is installed, and its C interface is known at {PINNED} alone. "
-                f'Install that with: pip install "xllamacpp=={PINNED}"'
+            return Refusal(
+                "package xllamacpp is not installed. Install it with", "package", 'pip install "ossicle[gguf]"'
             )
+        if found != PINNED:
+            reason = (
+                f"xllamacpp {found} is installed, and its C interface is known at {PINNED} alone. Install that with"
+            )
+            return Refusal(reason, "package", f'pip install "xllamacpp=={PINNED}"')
         try:
             library()
         except EngineError as reason:
-            return f'{reason}. Install it with: pip install --force-reinstall "xllamacpp=={PINNED}"'
+            again = f'pip install --force-reinstall "xllamacpp=={PINNED}"'
+            return Refusal(f"{reason}. Install it with", "package", again)
         return None
 
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:

@@ -126,7 +126,7 @@ class Process:
         printed = self._printed.read().decode(errors="replace").strip()
         self._printed.close()
         return EngineError(
-            f"engine 'llamacpp' ended in the middle of its work ({_cause(status)}){': ' + printed if printed else ''}. "
+            f"engine 'llamacpp' ended in the middle of its work ({cause(status)}){': ' + printed if printed else ''}. "
             "What it was computing is lost; the next call starts it again"
         )
 
@@ -140,7 +140,8 @@ def _close_pipes(child: subprocess.Popen[bytes]) -> None:
             continue  # what was still to be written has nobody to read it
 
 
-def _cause(status: int) -> str:
+def cause(status: int) -> str:
+    """How a process ended, by its status as `subprocess` gives it."""
     if status >= 0:
         return f"exit status {status}"
     try:

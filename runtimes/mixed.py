@@ -107,7 +107,11 @@ class MixedEngine:
         self._reader = reader
         self._decoder = decoder
         self._taker = None if reader is None else _handing(decoder)
-        self.parts = {"encoder": encoder.name, "prefill": (reader or decoder).name, "decoder": decoder.name}
+        self.parts: dict[Stage, str] = {
+            "encoder": encoder.name,
+            "prefill": (reader or decoder).name,
+            "decoder": decoder.name,
+        }
         self.name = "+".join(dict.fromkeys(self.parts.values()))
         bounds = [engine.context for engine in (reader, decoder) if isinstance(engine, BoundedEngine)]
         if bounds:

@@ -24,6 +24,7 @@ from .base import (
 from .onnxruntime_decoder import FusedDecoder, Graph, StandardDecoder
 from .onnxruntime_providers import CPU, PROVIDERS, Provider
 from .onnxruntime_session import engine_call, open_session
+from .refusal import missing_package
 
 
 class OnnxRuntime:
@@ -37,7 +38,7 @@ class OnnxRuntime:
         try:
             import onnxruntime  # noqa: F401
         except ImportError as reason:
-            return f'package onnxruntime cannot be imported: {reason}. Install it with: pip install "ossicle[onnx]"'
+            return missing_package("onnxruntime", "onnx", reason)
         return None
 
     def providers(self) -> Mapping[str, str | None]:

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from .refusal import Refusal
+
 
 def is_installed(package: str) -> bool:
     """Whether the package of a provider is here; no package: no."""
@@ -29,8 +31,9 @@ def refusal(package: str, engine: str, hardware: str) -> str | None:
         return None
     offered = sorted({kind(device) for device in devices(engine)})
     wanted, rest = hardware or "device", f" (it has: {', '.join(offered)})" if offered else ""
-    return (
-        f"the library of package {package} finds no {wanted} here{rest}. Check the driver of the device that it is for"
+    return Refusal(
+        f"the library of package {package} finds no {wanted} here{rest}. Check the driver of the device that it is for",
+        "device",
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..targets.contract import EngineError
 from . import onnxruntime_plugins as plugins
+from .refusal import Device, Refusal, lacking
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Provider:
 
     name: str  # the word the user types: "cuda"
     engine: str  # what ONNX Runtime calls it
-    install: str  # what brings it
+    install: str  # the command that brings it
+    device: Device = ""  # what it needs here
     memory: str = "cpu"  # the device that keys and values stay on, as OrtValue names it
     options: Mapping[str, str] = field(default_factory=dict)
     entries: Mapping[str, str] = field(default_factory=dict)  # of the session's configuration
@@ -34,6 +36,7 @@ PROVIDERS: Mapping[str, Provider] = {
             "cuda",
             "CUDAExecutionProvider",
             "pip install onnxruntime-gpu",
+            "nvidia",
             memory="cuda",
             # grown by what is asked for, not doubled; a cache that grows would otherwise take twice its size
             options={"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"},
@@ -42,6 +45,7 @@ PROVIDERS: Mapping[str, Provider] = {
             "tensorrt",
             "TensorrtExecutionProvider",
             "pip install onnxruntime-gpu tensorrt",
+            "nvidia",
             memory="cuda",
             options={"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
         ),
@@ -49,6 +53,7 @@ PROVIDERS: Mapping[str, Provider] = {
             "nvtensorrtrtx",
             "NvTensorRTRTXExecutionProvider",
             "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13",
+            "nvidia",
             memory="cuda",
             options={"enable_cuda_graph": "0"},  # shapes change from token to token
             package="onnxruntime_ep_nv_tensorrt_rtx",
@@ -56,13 +61,15 @@ PROVIDERS: Mapping[str, Provider] = {
         Provider(
             "coreml",
             "CoreMLExecutionProvider",
-            "pip install onnxruntime on a Mac",
+            "pip install onnxruntime",
+            "Darwin",
             options={"ModelFormat": "MLProgram", "MLComputeUnits": "ALL", "RequireStaticInputShapes": "0"},
         ),
         Provider(
             "directml",
             "DmlExecutionProvider",
-            "pip install onnxruntime-directml on Windows",
+            "pip install onnxruntime-directml",
+            "Windows",
             memory="dml",
             # it runs neither patterns of memory nor nodes side by side
             session={"enable_mem_pattern": False},
@@ -70,7 +77,8 @@ PROVIDERS: Mapping[str, Provider] = {
         Provider(
             "qnn",
             "QNNExecutionProvider",
-            "pip install onnxruntime-qnn on a Snapdragon",
+            "pip install onnxruntime-qnn",
+            "qualcomm",
             options={"backend_type": "htp", "enable_htp_fp16_precision": "1", "htp_performance_mode": "burst"},
             package="onnxruntime_qnn",
             hardware="NPU",
@@ -79,6 +87,7 @@ PROVIDERS: Mapping[str, Provider] = {
             "webgpu",
             "WebGpuExecutionProvider",
             "pip install onnxruntime-ep-webgpu",
+            "gpu",
             package="onnxruntime_ep_webgpu",
         ),
         Provider(
@@ -92,7 +101,7 @@ PROVIDERS: Mapping[str, Provider] = {
 
 
 def provider(name: str) -> Provider:
-    """The provider of this name.
+    """The provider of this name, its device seen here or not: who names it may know better.
 
     Raises:
         EngineError: there is none, or it is not in the ONNX Runtime that is installed.
@@ -104,7 +113,8 @@ def provider(name: str) -> Provider:
         )
     one = PROVIDERS[name]
     if reason := refusal(one):
-        raise EngineError(f"provider '{name}' of engine 'onnxruntime' cannot be used: {reason}")
+        told = ", and ".join(filter(None, (lacking(one.device), reason)))
+        raise EngineError(f"provider '{name}' of engine 'onnxruntime' cannot be used: {told}")
     # Where a package brings the provider, keys and values stay in this process: every build of ONNX Runtime can do that.
     return replace(one, memory=CPU.memory) if plugins.is_installed(one.package) else one
 
@@ -118,9 +128,17 @@ def refusal(one: Provider) -> str | None:
     if one.engine in onnxruntime.get_available_providers():
         return None
     where = "a package that brings it" if one.package else "one that has it, in place of this one"
-    return f"onnxruntime {onnxruntime.__version__} is built without {one.engine}. Install {where}: {one.install}"
+    reason = f"onnxruntime {onnxruntime.__version__} is built without {one.engine}. Install {where}"
+    return Refusal(reason, "package", one.install)
 
 
 def states() -> dict[str, str | None]:
     """What speaks against each provider here, by name; None: nothing."""
-    return {name: refusal(one) for name, one in PROVIDERS.items()}
+    return {name: _state(one) for name, one in PROVIDERS.items()}
+
+
+def _state(one: Provider) -> str | None:
+    """What speaks against a provider, a missing device before a missing package: no package helps where there is none."""
+    if plugins.is_installed(one.package):
+        return refusal(one)  # its library has looked for the device itself
+    return lacking(one.device) or refusal(one)

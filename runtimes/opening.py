@@ -1,15 +1,19 @@
 """Bundle -> session: the engine that runs it here, opened as it was asked for."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..targets import manifest as manifests
 from ..targets.contract import BundleError, EngineError
 from ..targets.manifest import Manifest
-from .base import Options, Runtime
-from .choose import Choices, Ranked, by_rank, consider
+from .base import Engine, Options, Runtime
+from .choose import Choices, Ranked, by_measurement, by_rank, consider
+from .fallback import FallbackEngine, Way
+from .measured import measured
+from .measured import wanted as wanted_here
 from .mixed import open_plan
-from .select import Wanted, failed_verification
+from .select import CONTEXT, Wanted, failed_verification
 from .session import TOKENIZER, Session
 from .tokens import Tokenizer
 
@@ -23,10 +27,15 @@ def load(
     kv_cache: str = "",
     flash_attention: bool | None = None,
     adapters: Mapping[str, float] | None = None,
+    context: int | None = None,
+    measure: bool | None = None,
     check: bool = True,
     allow_failed: bool = False,
 ) -> Session:
     """A session on a bundle. What its engine cannot do is refused.
+
+    With "auto", what several engines could run is measured on this device, once and for some seconds (docs/selection.md), and
+    an engine that fails gives way to the next.
 
     Args:
         engine: "auto"; a name such as "openvino" or "openvino:gpu"; or one for each stage, such as {"encoder": "openvino",
@@ -36,6 +45,8 @@ def load(
         kv_cache: what keys and values are kept in: "float32", "float16", "int8" or "int4"; "" is the engine's exact default.
         flash_attention: None is the engine's exact default.
         adapters: those that the bundle keeps for run time, by name, and how much of each is added: 1.0 as it was trained.
+        context: tokens that a prompt and its answer may take; by default the model's, with memory reckoned for fewer.
+        measure: whether to measure where it was not done before; None: unless OSSICLE_MEASURE is 0.
         check: compare every file with its sha256; without it, sizes alone.
         allow_failed: open artifacts that verification found to differ from the original.
 
@@ -50,18 +61,32 @@ def load(
     manifests.check_files(folder, manifest, hashes=check)
     if not (folder / TOKENIZER).is_file():
         raise BundleError(f"bundle '{folder}' has no {TOKENIZER}. Build it again: ossicle build")
-    wanted = Wanted(kv_cache=kv_cache, allow_failed=allow_failed)
+    if context is not None and context < 1:
+        raise EngineError(f"context {context} is not possible (it can be: above 0, in tokens).")
+    wanted = Wanted(context or CONTEXT, kv_cache, allow_failed)
     choices = consider(manifest, engine, provider, wanted)
     options = Options(threads, provider, kv_cache, flash_attention, dict(adapters or {}))
-    (chosen, *_) = _ranked(folder, choices, allow_failed)
+    ranked = _ranked(folder, choices, options, measure, allow_failed)
     tokenizer = Tokenizer(folder / TOKENIZER)
-    return Session(manifest, tokenizer, open_plan(folder, manifest, chosen.plan, options, choices.runtime))
+    return Session(manifest, tokenizer, _opened(folder, choices, ranked, options), context)
 
 
-def _ranked(folder: Path, choices: Choices, allow_failed: bool) -> tuple[Ranked, ...]:
-    """The plans that a bundle can be opened by, best first; what has failed verification is refused, and not passed over."""
+def _opened(folder: Path, choices: Choices, ranked: Sequence[Ranked], options: Options) -> Engine:
+    """The first plan, with the others to give way to."""
+    ways = [
+        Way(str(one.plan), partial(open_plan, folder, choices.manifest, one.plan, options, choices.runtime))
+        for one in ranked
+    ]
+    return FallbackEngine(ways) if len(ways) > 1 else ways[0].open()
+
+
+def _ranked(
+    folder: Path, choices: Choices, options: Options, measure: bool | None, allow_failed: bool
+) -> tuple[Ranked, ...]:
+    """The plans that a bundle can be opened by, best first; what is named and has failed verification is refused."""
     try:
-        ranked = by_rank(choices)
+        known = measured(folder, choices, options) if choices.is_open and wanted_here(measure) else None
+        ranked = by_measurement(choices, known) if known else by_rank(choices)
     except EngineError:
         if not allow_failed:
             _refuse_failed(folder, choices.manifest, {artifact.target for artifact in choices.manifest.artifacts})

@@ -13,13 +13,13 @@ import numpy as np
 
 from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
-from . import openvino_models, openvino_static
+from . import openvino_devices, openvino_models, openvino_static
 from .artifacts import stage_file
 from .base import Encoder, Engine, KeyValues, Options, Sequences, check_options, opened_without_encoder
 from .openvino_stateful import StatefulDecoder
 from .openvino_static import StaticDecoder
+from .refusal import missing_package
 
-DEVICES = ("cpu", "gpu", "npu", "auto")
 CACHE = "OSSICLE_OPENVINO_CACHE"
 ENCODER = "openvino_audio_encoder_model.xml"
 EMBEDDINGS = "openvino_text_embeddings_model.xml"
@@ -39,8 +39,12 @@ class OpenVino:
         try:
             import openvino  # noqa: F401
         except ImportError as reason:
-            return f'package openvino cannot be imported: {reason}. Install it with: pip install "ossicle[openvino]"'
+            return missing_package("openvino", "openvino", reason)
         return None
+
+    def providers(self) -> Mapping[str, str | None]:
+        """What speaks against each of its devices here, by name; None: nothing."""
+        return {} if self.usable() else openvino_devices.states()
 
     def __init__(self, static: Sequence[str] = ("npu",)) -> None:
         self._static = static  # devices whose decoder has fixed shapes and no state
@@ -67,11 +71,10 @@ class OpenVino:
         import openvino
 
         core = openvino.Core()
-        present = {device.split(".")[0].lower() for device in core.available_devices} | {"auto"}
         check_options(
             self.name,
             options,
-            providers=[device for device in DEVICES if device in present],
+            providers=openvino_devices.present(core),
             kv_caches=("float32",) if options.provider in self._static else tuple(KV_CACHES),
         )
         return core

@@ -3,6 +3,7 @@
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
+from ..targets.contract import EngineError
 from .base import Runtime
 
 # Modules beside this one that hold a RUNTIME.
@@ -12,6 +13,20 @@ NAMES = ("onnxruntime", "openvino", "llamacpp", "llamacpp_mtmd", "coreml", "tens
 def runtimes() -> tuple[Runtime, ...]:
     """Every runtime, usable or not."""
     return tuple(import_module(f"{__package__}.{name}").RUNTIME for name in NAMES)
+
+
+def runtime(name: str) -> Runtime:
+    """The runtime of this name.
+
+    Raises:
+        EngineError: there is none.
+    """
+    known = runtimes()
+    for one in known:
+        if one.name == name:
+            return one
+    possible = ", ".join(["auto", *(one.name for one in known)])
+    raise EngineError(f"engine '{name}' is unknown (it can be: {possible}). See them with: ossicle doctor")
 
 
 def installed(package: str) -> str | None:

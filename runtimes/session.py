@@ -5,8 +5,8 @@ with ossicle.load("bundle") as session:
 """
 
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
@@ -20,11 +20,16 @@ from ..targets.contract import EngineError, Float32, PromptError
 from ..targets.manifest import Manifest
 from .audio import AudioSource, load_audio
 from .base import BoundedEngine, Engine, Listener
+from .constraints import Rules
+from .fallback import parts
 from .generate import Decoding, Row, Settings, decoding, grow, start_row
-from .prompt import Clip, Prompts, clips, read_messages
-from .replies import Reply, Segment, Stream, Timings, Transcription
-from .segments import Asked, Progress, Transcriber
+from .languages import calls_marker
+from .messages import Clip, clips, read_messages
+from .plans import Stage
+from .prompt import Prompts
+from .replies import Reply, Stream, Timings, Transcription
 from .tokens import Tokenizer
+from .tools import Tool, ToolCall, ToolChoice, read_calls, read_choice, read_tools
 
 TOKENIZER = "tokenizer.json"
 BATCH = 8  # recordings decoded together
@@ -44,23 +49,26 @@ class Prepared:
 class Session:
     """An opened bundle. Not thread-safe: one caller at a time. Close it, or use it as a context manager."""
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, engine: Engine) -> None:
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, engine: Engine, context: int | None = None) -> None:
         self.manifest = manifest
         self._tokenizer = tokenizer
         self._open_engine: Engine | None = engine
         self._heard: OrderedDict[bytes, Float32] = OrderedDict()
         room = engine.context if isinstance(engine, BoundedEngine) else manifest.text.context
-        self._context = min(manifest.text.context, int(manifest.recipe.get("context", manifest.text.context)), room)
+        built = int(manifest.recipe.get("context", manifest.text.context))
+        self._context = min(manifest.text.context, built, room, context or room)
         tokens = engine.tokens_per_window if isinstance(engine, Listener) else manifest.audio.tokens_per_window
         self._prompts = Prompts(tokenizer, manifest.text, tokens, self._context)
-        self._transcriber = Transcriber(
-            manifest.audio, self._prompts, lambda: self.engine, self._hear, self._answer, self._pieces
-        )
 
     @property
     def engine(self) -> str:
         """What runs it, for example "onnxruntime-cpu"."""
         return self._engine.name
+
+    @property
+    def stages(self) -> dict[Stage, str]:
+        """What runs each stage, for example {"encoder": "openvino-cpu", "prefill": "openvino-cpu", "decoder": ...}."""
+        return parts(self._engine)
 
     @overload
     def transcribe(
@@ -83,59 +91,42 @@ class Session:
         """The words of a recording, or of each in a list, in order.
 
         `language` is a code of two letters ("en"), None lets the model decide; `rate` is that of arrays of samples, in Hz.
-        A recording longer than the context is transcribed as `segments` does it, and the settings hold for each segment.
 
         Raises:
             AudioError: a recording cannot be used.
-            PromptError: a setting is not possible.
+            PromptError: a setting is not possible, or a recording is longer than the context.
         """
-        asked = Asked(language, decoding(**settings))
-        clips = [Clip(source, rate) for source in (audio if isinstance(audio, list) else [audio])]
+        how = self._how(settings)
+        sources = audio if isinstance(audio, list) else [audio]
         results: list[Transcription] = []
-        for start in range(0, len(clips), BATCH):
-            results += self._transcriber.transcribe(clips[start : start + BATCH], asked, start)
+        for start in range(0, len(sources), BATCH):
+            batch = [self._hear(Clip(source, rate), language, how) for source in sources[start : start + BATCH]]
+            replies = self._answer(batch, how, start)
+            results += [Transcription(**vars(reply), language=language) for reply in replies]
         return results if isinstance(audio, list) else results[0]
 
-    def segments(
+    def chat(
         self,
-        audio: AudioSource,
+        messages: Sequence[Mapping[str, Any]],
         *,
-        language: str | None = None,
-        rate: int | None = None,
-        seconds: float | None = None,
-        pause: float | None = None,
-        together: int = 1,
-        progress: Progress | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
         **settings: Unpack[Settings],
-    ) -> Iterator[Segment]:
-        """The words of a recording of any length, with their times, segment by segment as each is found.
+    ) -> Reply:
+        """The answer to a conversation of texts and recordings; what messages look like: runtimes/messages.py.
 
-        Memory does not grow with the recording. A segment is at most `seconds` long (None: a window of the audio encoder, which
-        costs as much where it is not full) and ends where it is quiet. Silence around what sounds is left out.
-
-        Args:
-            pause: a silence of so many seconds ends a segment too: closer times, for more work.
-            together: segments decoded in one batch: sooner in all, each of them later.
-            progress: told the seconds done, and the seconds in all (None: the recording does not say).
-
-        Raises:
-            AudioError: the recording cannot be used; what comes before a damaged place is given first.
-            PromptError: a setting is not possible.
-        """
-        asked = Asked(language, decoding(**settings))
-        return self._transcriber.segments(
-            Clip(audio, rate), asked, seconds=seconds, pause=pause, together=together, progress=progress
-        )
-
-    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Unpack[Settings]) -> Reply:
-        """The answer to a conversation of texts and recordings; what messages look like: runtimes/prompt.py.
+        `tools` are functions that the answer may call, as OpenAI's: runtimes/tools.py. `tool_choice` is "auto", "none",
+        "required" or {"type": "function", "function": {"name": NAME}}; calls are in the reply's `tool_calls`, and their
+        arguments hold to the function's schema. With `parallel_tool_calls` there may be several.
 
         Raises:
             AudioError: a recording cannot be used.
-            PromptError: the conversation or a setting is not possible, or it is longer than the context.
+            PromptError: the conversation, a tool or a setting is not possible, or it is longer than the context.
         """
-        how = decoding(**settings)
-        return self._answer([self._converse(messages, how)], how)[0]
+        offered = read_tools(tools)
+        how = self._how(settings, offered, tool_choice, several=parallel_tool_calls)
+        return self._answer([self._converse(messages, how, offered)], how)[0]
 
     def stream(
         self,
@@ -143,20 +134,30 @@ class Session:
         *,
         language: str | None = None,
         rate: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
         **settings: Unpack[Settings],
     ) -> Stream:
         """What `transcribe` gives for a recording, or `chat` for a list of messages, piece by piece as it is found.
 
+        Pieces are text alone; calls of tools are in the reply at the end.
+
         Raises:
             AudioError: a recording cannot be used.
-            PromptError: the conversation or a setting is not possible, or the conversation is longer than the context.
+            PromptError: the conversation or a setting is not possible, or it is longer than the context.
         """
-        how = decoding(**settings)
+        offered = read_tools(tools)
+        how = self._how(settings, offered, tool_choice, several=parallel_tool_calls)
         if isinstance(source, list | tuple):
             if language is not None or rate is not None:
                 raise PromptError("a conversation has no language or rate of its own (only a transcription has).")
-            return Stream(self._pieces(self._converse(source, how), how))
-        return Stream(self._transcriber.stream(Clip(source, rate), Asked(language, how)))
+            prepared = self._converse(source, how, offered)
+        elif offered:
+            raise PromptError("a transcription calls no tools (only a conversation does).")
+        else:
+            prepared = self._hear(Clip(source, rate), language, how)
+        return Stream(self._pieces(prepared, how))
 
     def score(self, audio: AudioSource, tokens: Sequence[int], *, language: str | None = None) -> Float32:
         """Logits [len(tokens), vocabulary] from which each of `tokens` would be chosen as the transcript of `audio`.
@@ -220,11 +221,23 @@ class Session:
         ids = self._prompts.transcription(self._count([samples])[0], language)
         return self._prepare(ids, [samples], how, started)
 
-    def _converse(self, messages: Sequence[Mapping[str, Any]], how: Decoding) -> Prepared:
+    def _how(
+        self, settings: Settings, tools: Sequence[Tool] = (), choice: ToolChoice = "auto", *, several: bool = True
+    ) -> Decoding:
+        """The settings of an answer, with the rules that they and the tools set for its tokens."""
+        how, chosen = decoding(**settings), read_choice(choice, tools, several=several)
+        if how.language is None and not tools:
+            return how
+        text = self.manifest.text
+        stop = (*text.stop_tokens, *how.stop_tokens)
+        rules = Rules(self._tokenizer, text, stop, text=how.language, choice=chosen if tools else None)
+        return replace(how, rules=rules)
+
+    def _converse(self, messages: Sequence[Mapping[str, Any]], how: Decoding, tools: Sequence[Tool] = ()) -> Prepared:
         started = perf_counter()
         turns = read_messages(messages)
         heard = [self._samples(clip) for clip in clips(turns)]
-        return self._prepare(self._prompts.chat(turns, self._count(heard)), heard, how, started)
+        return self._prepare(self._prompts.chat(turns, self._count(heard), tools), heard, how, started)
 
     def _count(self, heard: Sequence[Float32]) -> list[int]:
         """Windows of each recording; an engine that listens itself says how many it makes of one."""
@@ -272,9 +285,9 @@ class Session:
             row=number,
         )
 
-    def _pieces(self, prepared: Prepared, how: Decoding, number: int = 0) -> Generator[str, None, Reply]:
+    def _pieces(self, prepared: Prepared, how: Decoding) -> Generator[str, None, Reply]:
         how.check_wanted()
-        row, started = self._row(prepared, how, number), perf_counter()
+        row, started = self._row(prepared, how, 0), perf_counter()
         logits, state = self._engine.prefill([prepared.embeddings])
         prefilled = perf_counter()
         for _, piece in grow(self._engine, [row], logits, state):
@@ -312,7 +325,16 @@ class Session:
             timings,
             prompt_tokens=len(prepared.ids),
             audio_tokens=prepared.ids.count(self.manifest.text.audio_token),
+            tool_calls=self._calls(prepared, row),
         )
+
+    def _calls(self, prepared: Prepared, row: Row) -> tuple[ToolCall, ...]:
+        form = self.manifest.text.tools
+        if form is None or not row.calling:
+            return ()
+        begin = row.tokens.index(calls_marker(self._tokenizer, form))
+        seed = blake2b(np.asarray((*prepared.ids, *row.tokens), np.int64).tobytes()).digest()
+        return read_calls(self._tokenizer.decode(row.tokens[begin:], specials=True), form, seed)
 
 
 def _shares(counts: Sequence[int]) -> list[float]:

@@ -20,6 +20,7 @@ from ..targets.probe import Proof
 from ..targets.tensorrt_engine import PACKAGES, EngineFacts
 from .artifacts import stage_artifact
 from .base import Encoder, Engine, Options, Sequences, check_options, opened_without_encoder
+from .refusal import Refusal, lacking
 from .tensorrt_buffers import Graph, Scratch
 from .tensorrt_decoder import Decoder, Limits
 
@@ -195,10 +196,11 @@ def gpu_refusal() -> str | None:
     try:
         cuda.device()
     except EngineError as reason:
-        return str(reason)
+        return lacking("nvidia") or Refusal(str(reason), "driver")
     if any(find_spec(package.module) for package in PACKAGES.values()):
         return None
-    return f"neither TensorRT for RTX nor TensorRT is installed. Install it with: {PACKAGES['rtx'].install}"
+    missing = "neither TensorRT for RTX nor TensorRT is installed. Install it with"
+    return Refusal(missing, "package", PACKAGES["rtx"].install)
 
 
 def misfit(artifact: Artifact, facts: EngineFacts | None, gpu: cuda.Gpu) -> str | None:

@@ -1,5 +1,6 @@
 """Text <-> token ids, and text as it grows: pieces that never end inside a character or inside a stop string."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 from ..targets.contract import BundleError
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+# A token id, or text in which no special token is recognized.
+Piece = int | str
 
 
 class Tokenizer:
@@ -28,14 +32,28 @@ class Tokenizer:
         self._backend.encode_special_tokens = True  # what a user writes is text, even "[INST]"
         added = self._backend.get_added_tokens_decoder()
         self.specials: dict[str, int] = {token.content: id for id, token in added.items() if token.special}
+        self._special = re.compile("|".join(map(re.escape, sorted(self.specials, key=len, reverse=True))) or "$^")
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: no special token is added, and none is recognized."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+    def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:
+        """The text of ids, special tokens left out unless asked for; bytes that are no UTF-8 become U+FFFD."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=not specials))
+
+    def pieces(self, template: str) -> list[Piece]:
+        """A text of ours, whose special tokens are ids; the texts between them, empty ones too."""
+        pieces: list[Piece] = []
+        place = 0
+        for match in self._special.finditer(template):
+            pieces += [template[place : match.start()], self.specials[match.group()]]
+            place = match.end()
+        return [*pieces, template[place:]]
+
+    def serialized(self) -> str:
+        """The whole of it as the text of a tokenizer.json."""
+        return str(self._backend.to_str())
 
 
 class GrowingText:

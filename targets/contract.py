@@ -11,6 +11,8 @@ Errors, all under `OssicleError`, each naming the thing refused, the reason, wha
     ├── AudioError           a recording cannot be read or used
     ├── PromptError          a conversation or an option of one cannot be followed
     ├── EngineError          an engine is missing, or failed
+    ├── CorpusError          a corpus cannot be read, or its run cannot be begun or gone on with
+    ├── ServerError          a server cannot be started as asked
     └── VerificationError    an artifact does not compute what the original does
 """
 
@@ -69,6 +71,14 @@ class PromptError(OssicleError):
 
 class EngineError(OssicleError):
     """An engine is missing, or failed."""
+
+
+class CorpusError(OssicleError):
+    """A corpus cannot be read, or its run cannot be begun or gone on with."""
+
+
+class ServerError(OssicleError):
+    """A server cannot be started as asked."""
 
 
 class Cancelled(OssicleError):  # noqa: N818 - no error: what the caller asked for

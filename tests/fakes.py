@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from ossicle.compiler.families._mistral_tools import tool_format
 from ossicle.compiler.tokenizer import write_tokenizer
 from ossicle.runtimes.base import Engine, Options, Sequences
 from ossicle.runtimes.tokens import Tokenizer
@@ -37,6 +38,7 @@ TEXT = manifest.TextFormat(
     system="[SYSTEM_PROMPT]{content}[/SYSTEM_PROMPT]",
     user="[INST]{content}[/INST]",
     assistant="{content}</s>",
+    tools=tool_format(7),
 )
 
 

@@ -56,7 +56,10 @@ class Family(Protocol):
     def linear(self, name: str) -> bool:
         """Whether a tensor is the matrix [out, in] of a linear layer, and so quantizable."""
 
-    def text_format(self, config: Mapping[str, Any], generation: Mapping[str, Any]) -> TextFormat: ...
+    def text_format(
+        self, config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer: int | None = None
+    ) -> TextFormat:
+        """Sizes and prompts; `tokenizer` is the version of the checkpoint's Tekken vocabulary, None where it has none."""
 
     def audio_format(self, config: Mapping[str, Any]) -> AudioFormat: ...
 

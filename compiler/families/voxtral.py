@@ -8,6 +8,7 @@ from typing import Any
 from ...targets.contract import TracedStage
 from ...targets.manifest import AudioFormat, TextFormat
 from . import Part
+from ._mistral_tools import tool_format
 from ._voxtral_layouts import (
     DECODER,
     ENCODER,
@@ -142,8 +143,11 @@ def linear(name: str) -> bool:
     return name == LM_HEAD or re.search(r"(_proj|\.fc[12]|\.linear_[12])\.weight$", name) is not None
 
 
-def text_format(config: Mapping[str, Any], generation: Mapping[str, Any]) -> TextFormat:
-    """The decoder's sizes, and the prompts of mistral-common's instruct tokenizer (v7) for Voxtral."""
+def text_format(config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer: int | None = None) -> TextFormat:
+    """The decoder's sizes, and the prompts of mistral-common's instruct tokenizer for Voxtral.
+
+    `tokenizer` is the version of the checkpoint's Tekken vocabulary; where none is known, Voxtral's own, 7.
+    """
     facts, text = text_facts(config), config["text_config"]
     stop, pad = (
         next((one[key] for one in (generation, text) if one.get(key) is not None), otherwise)
@@ -166,6 +170,7 @@ def text_format(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Tex
         system="[SYSTEM_PROMPT]{content}[/SYSTEM_PROMPT]",
         user="[INST]{content}[/INST]",
         assistant="{content}</s>",
+        tools=tool_format(7 if tokenizer is None else tokenizer),
     )
 
 

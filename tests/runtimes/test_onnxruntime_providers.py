@@ -14,8 +14,11 @@ import numpy as np
 import onnxruntime as real
 import pytest
 from ossicle.runtimes import onnxruntime
+from ossicle.runtimes import refusal as refusals
+from ossicle.runtimes.accelerators import Accelerator
 from ossicle.runtimes.base import Engine, Options
 from ossicle.runtimes.onnxruntime_providers import PROVIDERS
+from ossicle.runtimes.refusal import Refusal
 from ossicle.targets.contract import EngineError
 from ossicle.tests.runtimes.tiny_onnx import VOCABULARY, Form, Weights, reference, weights, write_onnx_bundle
 
@@ -228,7 +231,36 @@ def test_every_provider_is_told_of_with_its_reason() -> None:
     states = onnxruntime.RUNTIME.providers()
     assert states["cpu"] is None
     assert list(states) == list(PROVIDERS)
-    assert all("pip install" in (states[name] or "") for name in ELSEWHERE)
+    assert all(states[name] for name in ELSEWHERE)
+
+
+NVIDIA = Accelerator("gpu", "nvidia", "NVIDIA L4", driver="580.65", capability="8.9")
+UNDRIVEN = Accelerator("gpu", "nvidia", "NVIDIA GA102", driver="nouveau")
+
+
+@pytest.mark.parametrize(
+    ("device", "cuda"), [((), ("device", "")), ((UNDRIVEN,), ("driver", "")), ((NVIDIA,), ("package", "pip install"))]
+)
+def test_a_missing_device_is_told_apart_from_a_missing_package(
+    monkeypatch: pytest.MonkeyPatch, device: tuple[Accelerator, ...], cuda: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(refusals, "accelerators", lambda _: device)
+    states = onnxruntime.RUNTIME.providers()
+    missing, command = cuda
+    assert isinstance(states["cuda"], Refusal)
+    assert (states["cuda"].missing, states["cuda"].command[:11]) == (missing, command)
+    assert getattr(states["openvino"], "command", "") == "pip install onnxruntime-openvino"
+    assert getattr(states["directml"], "missing", "") == "system"
+
+
+def test_a_device_that_is_missing_refuses_a_provider_that_was_not_named(
+    fake: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fake.get_available_providers()
+    monkeypatch.setattr(refusals, "accelerators", lambda _: ())
+    assert "there is no NVIDIA GPU here" in (onnxruntime.RUNTIME.providers()["cuda"] or "")
+    monkeypatch.setattr(refusals, "accelerators", lambda _: (NVIDIA,))
+    assert onnxruntime.RUNTIME.providers()["cuda"] is None
 
 
 @pytest.mark.parametrize("provider", ["webgpu", "nvtensorrtrtx"])

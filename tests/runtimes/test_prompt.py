@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from ossicle.runtimes.prompt import Clip, Prompts, Turn, clips, read_messages
+from ossicle.runtimes.messages import Clip, Turn, clips, read_messages
+from ossicle.runtimes.prompt import Prompts
 from ossicle.runtimes.tokens import Tokenizer
 from ossicle.targets.contract import PromptError
 from ossicle.tests.fakes import AUDIO, TEXT, demo_tokenizer

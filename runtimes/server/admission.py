@@ -1,0 +1,97 @@
+"""Who is let in: so many requests at a time, none once the server is ending."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+from .errors import ApiError
+from .jobs import Job, Work, Workers
+
+
+class Places:
+    """The places of a server: a request holds one from its arrival until its answer is sent, its upload included."""
+
+    def __init__(self, most: int, timeout: float, workers: Workers) -> None:
+        self.most = most
+        self.draining = False
+        self._timeout = timeout
+        self._workers = workers
+        self._visits: set[Visit] = set()
+
+    @property
+    def taken(self) -> int:
+        return len(self._visits)
+
+    def enter(self) -> "Visit":
+        """A place, for one request.
+
+        Raises:
+            ApiError: 503 where the server is ending, 429 where all are taken; both say when to try again.
+        """
+        if self.draining:
+            raise ending()
+        if self.taken >= self.most:
+            after = self._workers.patience()
+            message = f"all {self.most} places of this server are taken. Try again in {after} s."
+            raise ApiError(429, message, "queue_full", headers={"Retry-After": str(after)})
+        visit = Visit(self._workers, monotonic() + self._timeout, self._visits.discard)
+        self._visits.add(visit)
+        return visit
+
+    def give_up(self) -> None:
+        """End every request that is still here, with an error."""
+        for visit in set(self._visits):
+            visit.give_up(ending())
+
+
+class Visit:
+    """One accepted request: when it must be answered, its job, and what is to be closed behind it."""
+
+    def __init__(self, workers: Workers, deadline: float, leave: Callable[["Visit"], None]) -> None:
+        self.deadline = deadline
+        self.job: Job | None = None
+        self._workers = workers
+        self._leave = leave
+        self._behind = AsyncExitStack()
+        self._task = asyncio.current_task()
+        self._why: ApiError | None = None
+
+    def start(self, work: Work) -> Job:
+        """Queue this request's work."""
+        if self._why is not None:
+            raise self._why
+        self.job = Job(work, self.deadline)
+        self._workers.submit(self.job)
+        return self.job
+
+    def close_behind(self, close: Callable[[], Awaitable[Any]]) -> None:
+        """Have this called when the request is over."""
+        self._behind.push_async_callback(close)
+
+    def give_up(self, reason: ApiError) -> None:
+        """End the request with this error."""
+        self._why = reason
+        if self.job is not None:
+            self.job.give_up(reason)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave(self)
+        if self.job is not None:
+            self.job.give_up(ApiError(499, "the client went away.", "cancelled"))
+        await self._behind.aclose()
+
+
+def ending() -> ApiError:
+    """What is said to who comes too late."""
+    return ApiError(503, "this server is ending. Try another, or again later.", "shutting_down", headers=_LATER)
+
+
+_LATER = {"Retry-After": "10", "Connection": "close"}

@@ -1,0 +1,89 @@
+"""Answers as OpenAI's clients read them."""
+
+import zlib
+from typing import Any
+
+from ..replies import Reply, Transcription
+
+Document = dict[str, Any]
+
+
+def about(reply: Reply) -> Document:
+    """What ran and where the time went: beside what OpenAI's answers have."""
+    timings = {name: round(value, 4) for name, value in vars(reply.timings).items()}
+    return {"engine": reply.engine, "timings": timings}
+
+
+def heard(reply: Reply) -> Document:
+    """`json`: the text."""
+    return {"text": reply.text, "usage": _duration(reply), **about(reply)}
+
+
+def heard_verbose(reply: Transcription, task: str, temperature: float) -> Document:
+    """`verbose_json`: the text and where its parts are, in seconds."""
+    segments = [_segment(0, 0.0, reply.timings.audio, reply, temperature)]
+    language = reply.language if task == "transcribe" else "english"
+    head = {"task": task, "language": language, "duration": reply.timings.audio, "text": reply.text}
+    return {**head, "segments": segments, "usage": _duration(reply), **about(reply)}
+
+
+def piece_heard(text: str) -> Document:
+    """A piece of a streamed transcription."""
+    return {"type": "transcript.text.delta", "delta": text}
+
+
+def all_heard(reply: Reply) -> Document:
+    """The end of a streamed transcription."""
+    return {"type": "transcript.text.done", "text": reply.text, "usage": _tokens(reply), **about(reply)}
+
+
+def completion(head: Document, reply: Reply) -> Document:
+    """A whole answer to a conversation."""
+    message = {"role": "assistant", "content": reply.text, "refusal": None}
+    choice = {"index": 0, "message": message, "finish_reason": reply.finish, "logprobs": None}
+    return {**head, "object": "chat.completion", "choices": [choice], "usage": usage(reply), **about(reply)}
+
+
+def chunk(head: Document, delta: Document, finish: str | None = None) -> Document:
+    """A piece of a streamed answer."""
+    choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+    return {**head, "object": "chat.completion.chunk", "choices": [choice]}
+
+
+def last(head: Document, reply: Reply, with_usage: bool) -> list[Document]:
+    """The end of a streamed answer: why it ended, and the counts of tokens where they were asked for."""
+    end = chunk(head, {}, reply.finish) | about(reply)
+    counts = {**head, "object": "chat.completion.chunk", "choices": [], "usage": usage(reply)}
+    return [end, counts] if with_usage else [end]
+
+
+def usage(reply: Reply) -> Document:
+    """Tokens of a conversation."""
+    return {"prompt_tokens": 0, "completion_tokens": len(reply.tokens), "total_tokens": len(reply.tokens)}
+
+
+def _duration(reply: Reply) -> Document:
+    return {"type": "duration", "seconds": reply.timings.audio}
+
+
+def _tokens(reply: Reply) -> Document:
+    counts = usage(reply)
+    names = {"input_tokens": "prompt_tokens", "output_tokens": "completion_tokens", "total_tokens": "total_tokens"}
+    return {"type": "tokens", **{name: counts[other] for name, other in names.items()}}
+
+
+def _segment(number: int, start: float, end: float, part: Any, temperature: float) -> Document:
+    """One segment; what is not known of it is null."""
+    packed = part.text.encode()
+    return {
+        "id": number,
+        "seek": round(start * 100),
+        "start": start,
+        "end": end,
+        "text": part.text,
+        "tokens": list(part.tokens),
+        "temperature": temperature,
+        "avg_logprob": None,
+        "compression_ratio": round(len(packed) / len(zlib.compress(packed)), 4),
+        "no_speech_prob": None,
+    }

@@ -1,0 +1,55 @@
+"""/v1/models, /health and /metrics."""
+
+from typing import Any
+
+from .metrics import TYPE
+from .service import Service
+
+STAGES = ("encoder", "prefill", "decoder")
+
+
+async def models(service: Service, _: Any) -> Any:
+    """The model that is served, under each of its names."""
+    from starlette.responses import JSONResponse
+
+    entries = [{"id": name, "object": "model", "created": 0, "owned_by": "ossicle"} for name in service.names]
+    return JSONResponse({"object": "list", "data": entries})
+
+
+async def model(service: Service, request: Any) -> Any:
+    """One name of the model that is served."""
+    from starlette.responses import JSONResponse
+
+    name = service.check_model(request.path_params["name"])
+    return JSONResponse({"id": name, "object": "model", "created": 0, "owned_by": "ossicle"})
+
+
+async def health(service: Service, _: Any) -> Any:
+    """Whether it answers, what runs each stage, and how busy it is; 503 once it is ending."""
+    from starlette.responses import JSONResponse
+
+    places, workers = service.places, service.workers
+    document = {
+        "status": "ending" if places.draining else "ready",
+        "model": service.names[0],
+        "recipe": service.manifest.recipe.get("name"),
+        "engine": service.session.engine,
+        "stages": stages(service.session.engine),
+        "queue": {"running": workers.running, "waiting": workers.waiting, "taken": places.taken, "places": places.most},
+        "limits": {"max_upload": service.options.max_upload, "max_seconds": service.options.max_seconds},
+        "needs_key": bool(service.options.api_key),
+    }
+    return JSONResponse(document, 503 if places.draining else 200, headers={"Cache-Control": "no-store"})
+
+
+async def metrics(service: Service, _: Any) -> Any:
+    """Figures, as Prometheus reads them."""
+    from starlette.responses import Response
+
+    return Response(service.metrics.text(), media_type=TYPE)
+
+
+def stages(engine: str) -> dict[str, str]:
+    """Which engine runs each stage, of a session's engine: one name, or those of the encoder and the decoder joined by +."""
+    names = engine.split("+")
+    return dict(zip(STAGES, [*names[:1], *names[1:-1], *names[-1:] * 3], strict=False))
