@@ -1,6 +1,7 @@
-"""Any recording -> the waveform that the front end takes: float32, mono, at the model's rate."""
+"""Any recording -> the waveform that the front end takes: float32, mono, at the model's rate; whole, or block by block."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from os import PathLike, fspath
 from pathlib import Path
@@ -16,6 +17,7 @@ AudioSource = str | PathLike[str] | BinaryIO | bytes | NDArray[Any]
 
 MOST_CHANNELS = 64
 BLOCK = 1 << 18  # samples read at a time
+UNKNOWN = 1 << 60  # samples: libsndfile's word for a length that no header tells
 
 
 def load_audio(source: AudioSource, *, rate: int | None = None, target_rate: int = 16000) -> Float32:
@@ -26,13 +28,44 @@ def load_audio(source: AudioSource, *, rate: int | None = None, target_rate: int
     Raises:
         AudioError: it cannot be read, holds nothing, or holds what is no sound.
     """
-    name = _name(source)
+    return np.concatenate(list(audio_blocks(source, rate=rate, target_rate=target_rate)))
+
+
+def audio_blocks(source: AudioSource, *, rate: int | None = None, target_rate: int = 16000) -> Iterator[Float32]:
+    """What `load_audio` gives, to the bit, in blocks [samples] of some seconds: a recording may have any length.
+
+    Raises:
+        AudioError: as `load_audio`, once the fault is come to.
+    """
+    name, known_rate, taken, given = _name(source), 0, 0, 0
+    resampled = _Resampled(name, target_rate)
+    for known_rate, block in _raw_blocks(source, name, target_rate if rate is None else rate):
+        _check_numbers(block, name, taken / _possible(known_rate, name))
+        taken += len(block)
+        for part in resampled.add(block, known_rate):
+            given += len(part)
+            yield part
+    if not taken:
+        raise AudioError(f"{name} holds no samples: a recording of zero length. Record it again.")
+    rest = resampled.rest()
+    if not given + sum(map(len, rest)):
+        raise AudioError(f"{name} is too short: {taken} samples at {known_rate} Hz. Record it again.")
+    yield from rest
+
+
+def audio_seconds(source: AudioSource, *, rate: int | None = None, target_rate: int = 16000) -> float | None:
+    """Length of a recording by its header, which is all that is read; None: the header does not say.
+
+    Raises:
+        AudioError: it is no recording.
+    """
     if isinstance(source, np.ndarray):
-        samples, known_rate = _from_array(source, name), target_rate if rate is None else rate
-    else:
-        samples, known_rate = _from_file(_opened(source, name), name)
-    _check(samples, name)
-    return _resample(samples, known_rate, target_rate, name)
+        return len(_by_channels(source, _name(source))) / _possible(
+            target_rate if rate is None else rate, _name(source)
+        )
+    with _recording(source, _name(source), again=True) as recording:
+        frames, known_rate = recording.frames, recording.samplerate
+    return frames / known_rate if 0 <= frames < UNKNOWN else None
 
 
 def readable_formats() -> tuple[str, ...]:
@@ -69,13 +102,17 @@ def _opened(source: Any, name: str) -> Any:
     return Path(source)
 
 
-def _from_file(file: Any, name: str) -> tuple[Float32, int]:
+@contextmanager
+def _recording(source: Any, name: str, *, again: bool = False) -> Iterator[Any]:
+    """An open soundfile, whose faults are said as `AudioError`; `again`: an open file is left as it was, to be read anew."""
     import soundfile
 
     try:
-        with soundfile.SoundFile(file) as recording:
-            blocks = [block.mean(axis=1) for block in _blocks(recording.read)]
-            return np.concatenate([*blocks, np.zeros(0, np.float32)]), recording.samplerate
+        place = source.tell() if again and hasattr(source, "read") else None
+        with soundfile.SoundFile(_opened(source, name)) as recording:
+            yield recording
+        if place is not None:
+            source.seek(place)
     except (soundfile.LibsndfileError, TypeError, OSError) as reason:
         raise AudioError(
             f"{name} cannot be read as audio: {str(reason).strip().rstrip('.')}. "
@@ -83,19 +120,32 @@ def _from_file(file: Any, name: str) -> tuple[Float32, int]:
         ) from reason
 
 
-def _blocks(read: Callable[..., Float32]) -> Any:
-    while len(block := read(BLOCK, dtype="float32", always_2d=True)):
-        yield block
+def _raw_blocks(source: AudioSource, name: str, array_rate: int) -> Iterator[tuple[int, Float32]]:
+    """The rate, and blocks [samples] at that rate, channels averaged."""
+    if isinstance(source, np.ndarray):
+        samples = _by_channels(source, name)
+        for start in range(0, len(samples), BLOCK):
+            yield array_rate, _mono(samples[start : start + BLOCK], name)
+        return
+    with _recording(source, name) as recording:
+        while len(block := recording.read(BLOCK, dtype="float32", always_2d=True)):
+            yield recording.samplerate, block.mean(axis=1)
 
 
-def _from_array(samples: NDArray[Any], name: str) -> Float32:
+def _by_channels(samples: NDArray[Any], name: str) -> NDArray[Any]:
+    """The same samples as [samples, channels]."""
     if samples.ndim == 1:
-        return _scaled(samples, name)
+        return samples[:, None]
     if samples.ndim == 2 and 0 < min(samples.shape) <= MOST_CHANNELS:
-        return np.asarray(_scaled(samples, name).mean(axis=int(np.argmin(samples.shape))), np.float32)
+        return samples if np.argmin(samples.shape) == 1 else samples.T
     if not samples.size:
-        return np.zeros(0, np.float32)
+        return np.zeros((0, 1), np.float32)
     raise AudioError(f"{name} is no recording (it can be: [samples], [samples, channels] or [channels, samples]).")
+
+
+def _mono(samples: NDArray[Any], name: str) -> Float32:
+    scaled = _scaled(samples, name)
+    return scaled[:, 0] if scaled.shape[1] == 1 else np.asarray(scaled.mean(axis=1), np.float32)
 
 
 def _scaled(samples: NDArray[Any], name: str) -> Float32:
@@ -108,28 +158,53 @@ def _scaled(samples: NDArray[Any], name: str) -> Float32:
     raise AudioError(f"{name} holds {samples.dtype} (it can hold: floats, signed integers, uint8).")
 
 
-def _check(samples: Float32, name: str) -> None:
-    if not samples.size:
-        raise AudioError(f"{name} holds no samples: a recording of zero length. Record it again.")
+def _check_numbers(samples: Float32, name: str, second: float) -> None:
     strange = samples.size - int(np.isfinite(samples).sum())
     if strange:
+        where = f" from second {second:.0f} on" if second else ""
         raise AudioError(
-            f"{name} holds {strange} of {samples.size} samples that are not numbers (NaN or infinite). "
+            f"{name} holds {strange} of {samples.size} samples{where} that are not numbers (NaN or infinite). "
             "Record or convert it again."
         )
 
 
-def _resample(samples: Float32, rate: int, target_rate: int, name: str) -> Float32:
-    if rate == target_rate:
-        return samples
+def _possible(rate: int, name: str) -> int:
     if rate <= 0:
         raise AudioError(f"{name} cannot have a rate of {rate} Hz (it can be: any above 0).")
-    import soxr
+    return rate
 
-    try:
-        resampled = soxr.resample(samples, rate, target_rate, "HQ")
-    except (ValueError, RuntimeError) as reason:
-        raise AudioError(f"{name} cannot be resampled from {rate} to {target_rate} Hz: {reason}.") from reason
-    if not resampled.size:
-        raise AudioError(f"{name} is too short: {samples.size} samples at {rate} Hz. Record it again.")
-    return np.asarray(resampled, np.float32)
+
+class _Resampled:
+    """Blocks at another rate: a filter that remembers what came before, since it reaches across their borders."""
+
+    def __init__(self, name: str, target_rate: int) -> None:
+        self._name = name
+        self._target_rate = target_rate
+        self._filter: Any = None
+
+    def add(self, block: Float32, rate: int) -> list[Float32]:
+        if rate == self._target_rate:
+            return [block]
+        if self._filter is None:
+            self._filter = self._new_filter(rate)
+        return _filled(self._filter.resample_chunk(block))
+
+    def rest(self) -> list[Float32]:
+        """What the filter still holds once the last block has come."""
+        if self._filter is None:
+            return []
+        return _filled(self._filter.resample_chunk(np.zeros(0, np.float32), last=True))
+
+    def _new_filter(self, rate: int) -> Any:
+        import soxr
+
+        try:
+            return soxr.ResampleStream(rate, self._target_rate, 1, dtype="float32", quality="HQ")
+        except (ValueError, RuntimeError) as reason:
+            raise AudioError(
+                f"{self._name} cannot be resampled from {rate} to {self._target_rate} Hz: {reason}."
+            ) from reason
+
+
+def _filled(block: Float32) -> list[Float32]:
+    return [block] if len(block) else []

@@ -37,13 +37,12 @@ class Prompts:
 
     def transcription(self, windows: int, language: str | None = None) -> list[int]:
         """Ids that ask for the words of a clip of so many windows; `language` is a code of two letters."""
-        if language is not None and not re.fullmatch(r"[a-z]{2}", language):
-            raise PromptError(
-                f"language {language!r} is not possible (it can be: a code of two letters, such as 'en')."
-            )
-        template = self._text.transcribe if language is None else self._text.transcribe_language
-        pieces = self._fill(template, audio=self._clip(windows), language=[language or ""])
-        return self._fitting([*self._fill(self._text.begin), *pieces], windows)
+        return self._fitting(self._transcription(windows, language), windows)
+
+    def most_windows(self, language: str | None = None) -> int:
+        """Windows of the longest clip whose transcription fits into the context."""
+        beside = len(self._ids(self._transcription(0, language)))
+        return max(0, self._context - 1 - beside) // self._tokens_per_window
 
     def chat(self, turns: Sequence[Turn], windows: Sequence[int], tools: Sequence[Tool] = ()) -> list[int]:
         """Ids of a conversation whose clips, in order, have so many windows each, and in which `tools` may be called."""
@@ -80,6 +79,15 @@ class Prompts:
             pieces += self._fill(form.between) if i else []
             pieces += self._fill(form.call, name=[call.name], id=[call.id], arguments=[call.arguments])
         return self._fill(form.calls, calls=pieces)
+
+    def _transcription(self, windows: int, language: str | None) -> list[Piece]:
+        if language is not None and not re.fullmatch(r"[a-z]{2}", language):
+            raise PromptError(
+                f"language {language!r} is not possible (it can be: a code of two letters, such as 'en')."
+            )
+        template = self._text.transcribe if language is None else self._text.transcribe_language
+        pieces = self._fill(template, audio=self._clip(windows), language=[language or ""])
+        return [*self._fill(self._text.begin), *pieces]
 
     def _clip(self, windows: int) -> list[Piece]:
         tokens: list[Piece] = [self._text.audio_token] * (self._tokens_per_window * windows)

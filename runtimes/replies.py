@@ -55,11 +55,16 @@ class Segment:
     tokens: tuple[int, ...]
     finish: Finish
     timings: Timings
+    prompt_tokens: int = 0
+    audio_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Transcription(Reply):
-    """The words of a recording; `segments` are its stretches in order, one where it fits into the context."""
+    """The words of a recording; `segments` are its stretches in order, one where it fits into the context.
+
+    The text is that of the segments, with a space between two where neither brings one.
+    """
 
     language: str | None = None
     segments: tuple[Segment, ...] = ()

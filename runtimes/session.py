@@ -5,7 +5,7 @@ with ossicle.load("bundle") as session:
 """
 
 from collections import OrderedDict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -27,7 +27,8 @@ from .languages import calls_marker
 from .messages import Clip, clips, read_messages
 from .plans import Stage
 from .prompt import Prompts
-from .replies import Reply, Stream, Timings, Transcription
+from .replies import Reply, Segment, Stream, Timings, Transcription
+from .segments import Asked, Progress, Transcriber
 from .tokens import Tokenizer
 from .tools import Tool, ToolCall, ToolChoice, read_calls, read_choice, read_tools
 
@@ -59,6 +60,9 @@ class Session:
         self._context = min(manifest.text.context, built, room, context or room)
         tokens = engine.tokens_per_window if isinstance(engine, Listener) else manifest.audio.tokens_per_window
         self._prompts = Prompts(tokenizer, manifest.text, tokens, self._context)
+        self._transcriber = Transcriber(
+            manifest.audio, self._prompts, lambda: self.engine, self._hear, self._answer, self._pieces
+        )
 
     @property
     def engine(self) -> str:
@@ -91,19 +95,49 @@ class Session:
         """The words of a recording, or of each in a list, in order.
 
         `language` is a code of two letters ("en"), None lets the model decide; `rate` is that of arrays of samples, in Hz.
+        A recording longer than the context is transcribed as `segments` does it, and the settings hold for each segment.
 
         Raises:
             AudioError: a recording cannot be used.
-            PromptError: a setting is not possible, or a recording is longer than the context.
+            PromptError: a setting is not possible.
         """
-        how = self._how(settings)
-        sources = audio if isinstance(audio, list) else [audio]
+        asked = Asked(language, self._how(settings))
+        clips = [Clip(source, rate) for source in (audio if isinstance(audio, list) else [audio])]
         results: list[Transcription] = []
-        for start in range(0, len(sources), BATCH):
-            batch = [self._hear(Clip(source, rate), language, how) for source in sources[start : start + BATCH]]
-            replies = self._answer(batch, how, start)
-            results += [Transcription(**vars(reply), language=language) for reply in replies]
+        for start in range(0, len(clips), BATCH):
+            results += self._transcriber.transcribe(clips[start : start + BATCH], asked, start)
         return results if isinstance(audio, list) else results[0]
+
+    def segments(
+        self,
+        audio: AudioSource,
+        *,
+        language: str | None = None,
+        rate: int | None = None,
+        seconds: float | None = None,
+        pause: float | None = None,
+        together: int = 1,
+        progress: Progress | None = None,
+        **settings: Unpack[Settings],
+    ) -> Iterator[Segment]:
+        """The words of a recording of any length, with their times, segment by segment as each is found.
+
+        Memory does not grow with the recording. A segment is at most `seconds` long (None: a window of the audio encoder, which
+        costs as much where it is not full) and ends where it is quiet. Silence around what sounds is left out.
+
+        Args:
+            pause: a silence of so many seconds ends a segment too: closer times, for more work.
+            together: segments decoded in one batch: sooner in all, each of them later.
+            progress: told the seconds done, and the seconds in all (None: the recording does not say).
+
+        Raises:
+            AudioError: the recording cannot be used; what comes before a damaged place is given first.
+            PromptError: a setting is not possible.
+        """
+        asked = Asked(language, self._how(settings))
+        return self._transcriber.segments(
+            Clip(audio, rate), asked, seconds=seconds, pause=pause, together=together, progress=progress
+        )
 
     def chat(
         self,
@@ -145,19 +179,17 @@ class Session:
 
         Raises:
             AudioError: a recording cannot be used.
-            PromptError: the conversation or a setting is not possible, or it is longer than the context.
+            PromptError: the conversation or a setting is not possible, or the conversation is longer than the context.
         """
         offered = read_tools(tools)
         how = self._how(settings, offered, tool_choice, several=parallel_tool_calls)
         if isinstance(source, list | tuple):
             if language is not None or rate is not None:
                 raise PromptError("a conversation has no language or rate of its own (only a transcription has).")
-            prepared = self._converse(source, how, offered)
-        elif offered:
+            return Stream(self._pieces(self._converse(source, how, offered), how))
+        if offered:
             raise PromptError("a transcription calls no tools (only a conversation does).")
-        else:
-            prepared = self._hear(Clip(source, rate), language, how)
-        return Stream(self._pieces(prepared, how))
+        return Stream(self._transcriber.stream(Clip(source, rate), Asked(language, how)))
 
     def score(self, audio: AudioSource, tokens: Sequence[int], *, language: str | None = None) -> Float32:
         """Logits [len(tokens), vocabulary] from which each of `tokens` would be chosen as the transcript of `audio`.
@@ -285,9 +317,9 @@ class Session:
             row=number,
         )
 
-    def _pieces(self, prepared: Prepared, how: Decoding) -> Generator[str, None, Reply]:
+    def _pieces(self, prepared: Prepared, how: Decoding, number: int = 0) -> Generator[str, None, Reply]:
         how.check_wanted()
-        row, started = self._row(prepared, how, 0), perf_counter()
+        row, started = self._row(prepared, how, number), perf_counter()
         logits, state = self._engine.prefill([prepared.embeddings])
         prefilled = perf_counter()
         for _, piece in grow(self._engine, [row], logits, state):

@@ -227,9 +227,9 @@ def test_an_answer_ends_with_the_context(session: Session) -> None:
     assert result.finish == ("length" if len(result.tokens) + 3755 == 4096 else "stop")
 
 
-def test_too_long_a_recording_is_refused_with_numbers(session: Session) -> None:
+def test_too_long_a_conversation_is_refused_with_numbers(session: Session) -> None:
     with pytest.raises(PromptError, match=r"11 windows .* 4096"):
-        session.transcribe(_noise(301.0))
+        session.chat(_conversation({"type": "audio", "audio": _noise(301.0)}, {"type": "text", "text": "which room?"}))
 
 
 def test_score_gives_the_logits_that_choose_each_token(session: Session) -> None:
