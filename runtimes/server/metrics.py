@@ -63,6 +63,7 @@ class Metrics:
         self._queued.observe((job.started or job.queued) - job.queued)
         for stage in ("encode", "prefill", "decode"):
             self._stages.labels(stage).inc(getattr(timings, stage))
+        self._tokens.labels("prompt").inc(reply.prompt_tokens)
         self._tokens.labels("answer").inc(timings.tokens)
         self._audio.inc(timings.audio)
         if timings.audio:

@@ -3,7 +3,8 @@
 import zlib
 from typing import Any
 
-from ..replies import Reply, Transcription
+from ..replies import Reply, Segment, Transcription
+from ..subtitles import srt, vtt
 
 Document = dict[str, Any]
 
@@ -19,12 +20,29 @@ def heard(reply: Reply) -> Document:
     return {"text": reply.text, "usage": _duration(reply), **about(reply)}
 
 
-def heard_verbose(reply: Transcription, task: str, temperature: float) -> Document:
+def heard_verbose(reply: Reply, task: str, temperature: float) -> Document:
     """`verbose_json`: the text and where its parts are, in seconds."""
-    segments = [_segment(0, 0.0, reply.timings.audio, reply, temperature)]
-    language = reply.language if task == "transcribe" else "english"
+    parts = [_segment(i, part, temperature) for i, part in enumerate(segments(reply))]
+    language = reply.language if isinstance(reply, Transcription) else "english"
     head = {"task": task, "language": language, "duration": reply.timings.audio, "text": reply.text}
-    return {**head, "segments": segments, "usage": _duration(reply), **about(reply)}
+    return {**head, "segments": parts, "usage": _duration(reply), **about(reply)}
+
+
+def heard_srt(reply: Reply) -> str:
+    """`srt`: SubRip."""
+    return "".join(srt(segments(reply)))
+
+
+def heard_vtt(reply: Reply) -> str:
+    """`vtt`: WebVTT."""
+    return "".join(vtt(segments(reply)))
+
+
+def segments(reply: Reply) -> tuple[Segment, ...]:
+    """The stretches of a recording; a translation is one."""
+    if isinstance(reply, Transcription) and reply.segments:
+        return reply.segments
+    return (Segment(0.0, reply.timings.audio, reply.text, reply.tokens, reply.finish, reply.timings),)
 
 
 def piece_heard(text: str) -> Document:
@@ -59,7 +77,9 @@ def last(head: Document, reply: Reply, with_usage: bool) -> list[Document]:
 
 def usage(reply: Reply) -> Document:
     """Tokens of a conversation."""
-    return {"prompt_tokens": 0, "completion_tokens": len(reply.tokens), "total_tokens": len(reply.tokens)}
+    prompt, answer = reply.prompt_tokens, len(reply.tokens)
+    details = {"prompt_tokens_details": {"audio_tokens": reply.audio_tokens, "cached_tokens": 0}}
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer, **details}
 
 
 def _duration(reply: Reply) -> Document:
@@ -67,19 +87,20 @@ def _duration(reply: Reply) -> Document:
 
 
 def _tokens(reply: Reply) -> Document:
-    counts = usage(reply)
-    names = {"input_tokens": "prompt_tokens", "output_tokens": "completion_tokens", "total_tokens": "total_tokens"}
-    return {"type": "tokens", **{name: counts[other] for name, other in names.items()}}
+    prompt, answer, audio = reply.prompt_tokens, len(reply.tokens), reply.audio_tokens
+    counts = {"input_tokens": prompt, "output_tokens": answer, "total_tokens": prompt + answer}
+    details = {"audio_tokens": audio, "text_tokens": prompt - audio}
+    return {"type": "tokens", **counts, "input_token_details": details}
 
 
-def _segment(number: int, start: float, end: float, part: Any, temperature: float) -> Document:
+def _segment(number: int, part: Segment, temperature: float) -> Document:
     """One segment; what is not known of it is null."""
     packed = part.text.encode()
     return {
         "id": number,
-        "seek": round(start * 100),
-        "start": start,
-        "end": end,
+        "seek": round(part.start * 100),  # hundredths of a second
+        "start": part.start,
+        "end": part.end,
         "text": part.text,
         "tokens": list(part.tokens),
         "temperature": temperature,

@@ -103,6 +103,8 @@ def _form(values: dict[str, Any], task: str) -> Whole:
     forms = {
         "json": Whole(shapes.heard),
         "text": Whole(lambda reply: reply.text + "\n", "text/plain"),
+        "srt": Whole(shapes.heard_srt, "text/plain"),
+        "vtt": Whole(shapes.heard_vtt, "text/vtt"),
         "verbose_json": Whole(lambda reply: shapes.heard_verbose(reply, task, temperature)),
     }
     return forms[values.get("response_format", "json")]

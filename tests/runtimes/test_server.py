@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import pytest
 from ossicle.runtimes.opening import load
+from ossicle.runtimes.replies import Segment
 from ossicle.runtimes.session import Session
+from ossicle.runtimes.subtitles import srt, vtt
 from ossicle.targets.contract import EngineError
 from ossicle.tests.fakes import FakeEngine, FakeRuntime, write_bundle
 from ossicle.tests.servers import served, wav
@@ -73,6 +75,14 @@ def test_a_transcription_as_text_and_with_its_times(client: httpx.Client, expect
     verbose = client.post(TRANSCRIBE, files=_file(wav(2.0)), data={"response_format": "verbose_json"}).json()
     assert (verbose["task"], verbose["duration"], verbose["text"]) == ("transcribe", 2.0, text)
     assert [(one["start"], one["end"], one["text"]) for one in verbose["segments"]] == [(0.0, 2.0, text)]
+
+
+def test_a_transcription_as_subtitles(client: httpx.Client, expected: Session) -> None:
+    reply = expected.transcribe(wav(2.0))
+    whole = Segment(0.0, 2.0, reply.text, reply.tokens, reply.finish, reply.timings)
+    for form, write in (("srt", srt), ("vtt", vtt)):
+        found = client.post(TRANSCRIBE, files=_file(wav(2.0)), data={"response_format": form})
+        assert (found.status_code, found.text) == (200, "".join(write([whole])))
 
 
 def test_a_streamed_transcription_adds_up(client: httpx.Client, expected: Session) -> None:
