@@ -86,6 +86,7 @@ def test_a_recording_is_dropped_and_its_words_are_read(page: Any, tmp_path_facto
     assert "1.00 s" in page.text_content("#timings")
     assert page.text_content("#stages") == "encoderfake-cpuprefillfake-cpudecoderfake-cpu"
     assert page.text_content("#problem") == ""
+    assert not page.is_visible("#key")
 
 
 def test_a_question_is_answered(page: Any) -> None:
