@@ -30,6 +30,12 @@ COMPLETION = (
     Field("stop", "any", "a text, or a list of texts, before which the answer ends"),
     Field("stream", "flag", "send the answer as it is found"),
     Field("stream_options", "object", "include_usage: a last chunk with the counts of tokens"),
+    Field("response_format", "object", "text, json_object, or json_schema with a schema that the answer holds to"),
+    Field("grammar", "text", "the answer is of this language: Lark in llguidance's dialect"),
+    Field("regex", "text", "the whole answer matches"),
+    Field("tools", "list", "functions that the answer may call"),
+    Field("tool_choice", "any", "auto, none, required, or one function"),
+    Field("parallel_tool_calls", "flag", "whether an answer may have several calls; true by default"),
     Field("n", "integer", "one answer alone", only=(1,)),
     Field("modalities", "list", "answers are text", only=(["text"],)),
     Field("logprobs", "flag", "are not given", only=(False,)),
@@ -44,7 +50,18 @@ COMPLETION = (
     Field("service_tier", "text", _NO_EFFECT),
     Field("metadata", "object", _NO_EFFECT),
 )
-SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+SETTINGS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "response_format",
+    "grammar",
+    "regex",
+)
+CALLS = ("tools", "tool_choice", "parallel_tool_calls")
 
 
 async def completions(service: Service, request: Any) -> Any:
@@ -52,7 +69,7 @@ async def completions(service: Service, request: Any) -> Any:
     values = await in_time(request, read_json(request, COMPLETION))
     name = service.check_model(values.get("model"))
     messages, files = await asyncio.to_thread(conversation, values["messages"])
-    settings = _settings(values)
+    settings = _settings(values) | {name: values[name] for name in CALLS if name in values}
     is_streamed = bool(values.get("stream"))
 
     def converse(session: Session, unwanted: Callable[[], bool]) -> Generator[str, None, Any]:

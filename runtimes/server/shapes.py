@@ -57,7 +57,9 @@ def all_heard(reply: Reply) -> Document:
 
 def completion(head: Document, reply: Reply) -> Document:
     """A whole answer to a conversation."""
-    message = {"role": "assistant", "content": reply.text, "refusal": None}
+    message: Document = {"role": "assistant", "content": reply.text, "refusal": None}
+    if reply.tool_calls:
+        message |= {"content": reply.text or None, "tool_calls": _calls(reply)}
     choice = {"index": 0, "message": message, "finish_reason": reply.finish, "logprobs": None}
     return {**head, "object": "chat.completion", "choices": [choice], "usage": usage(reply), **about(reply)}
 
@@ -70,9 +72,17 @@ def chunk(head: Document, delta: Document, finish: str | None = None) -> Documen
 
 def last(head: Document, reply: Reply, with_usage: bool) -> list[Document]:
     """The end of a streamed answer: why it ended, and the counts of tokens where they were asked for."""
-    end = chunk(head, {}, reply.finish) | about(reply)
+    called = [{"index": i, **call} for i, call in enumerate(_calls(reply))]
+    end = chunk(head, {"tool_calls": called} if called else {}, reply.finish) | about(reply)
     counts = {**head, "object": "chat.completion.chunk", "choices": [], "usage": usage(reply)}
     return [end, counts] if with_usage else [end]
+
+
+def _calls(reply: Reply) -> list[Document]:
+    return [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in reply.tool_calls
+    ]
 
 
 def usage(reply: Reply) -> Document:

@@ -5,8 +5,6 @@ from typing import Any
 from .metrics import TYPE
 from .service import Service
 
-STAGES = ("encoder", "prefill", "decoder")
-
 
 async def models(service: Service, _: Any) -> Any:
     """The model that is served, under each of its names."""
@@ -34,7 +32,7 @@ async def health(service: Service, _: Any) -> Any:
         "model": service.names[0],
         "recipe": service.manifest.recipe.get("name"),
         "engine": service.session.engine,
-        "stages": stages(service.session.engine),
+        "stages": service.session.stages,
         "queue": {"running": workers.running, "waiting": workers.waiting, "taken": places.taken, "places": places.most},
         "limits": {"max_upload": service.options.max_upload, "max_seconds": service.options.max_seconds},
         "needs_key": bool(service.options.api_key),
@@ -47,9 +45,3 @@ async def metrics(service: Service, _: Any) -> Any:
     from starlette.responses import Response
 
     return Response(service.metrics.text(), media_type=TYPE)
-
-
-def stages(engine: str) -> dict[str, str]:
-    """Which engine runs each stage, of a session's engine: one name, or those of the encoder and the decoder joined by +."""
-    names = engine.split("+")
-    return dict(zip(STAGES, [*names[:1], *names[1:-1], *names[-1:] * 3], strict=False))
