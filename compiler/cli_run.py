@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..targets.contract import AudioError, EngineError, PromptError
-from .cli_common import Bundle, Json, app, complain, guarded, print_json
+from ..targets.contract import EngineError, PromptError
+from .cli_common import Bundle, Json, app, guarded
+from .cli_progress import Bars
+from .cli_transcripts import Form, Transcribing
 
 Engine = Annotated[
     str,
@@ -42,18 +44,33 @@ def run(
     kv_cache: Cache = "",
     flash_attention: Flash = None,
     adapter: Scales = None,
+    form: Annotated[
+        Form, typer.Option("--format", help="Text, subtitles of one recording, or JSON of all of them.")
+    ] = Form.TXT,
+    timestamps: Annotated[
+        bool,
+        typer.Option("--timestamps", help="Segment by segment, each with its time: lines in text, a list in JSON."),
+    ] = False,
+    progress: Annotated[
+        bool,
+        typer.Option("--progress/--no-progress", help="Bars on standard error while standard output is no terminal."),
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Transcribe recordings, in order. A file that fails does not stop the others; the exit code is then 1."""
-    entries = []
-    with opened(bundle, engine, threads, provider, kv_cache, flash_attention, adapter) as session:
-        for file in files:
-            entries.append(_transcribe(session, file, language))
-            if not as_json:
-                _print_transcript(entries[-1], alone=len(files) == 1)
-    if as_json:
-        print_json(entries)
-    if any("error" in entry for entry in entries):
+    """Transcribe recordings of any length, in order; the text comes as it is found.
+
+    A file that fails does not stop the others; the exit code is then 1.
+    """
+    form = Form.JSON if as_json else form
+    if form.is_subtitles and len(files) > 1:
+        raise PromptError(
+            f"--format {form.value} is of one recording, and {len(files)} were given. Run it for each of them."
+        )
+    with opened(bundle, engine, threads, provider, kv_cache, flash_attention, adapter) as session, Bars() as bars:
+        shown = bars if progress and not sys.stdout.isatty() else None
+        work = Transcribing(session, language, timestamps or form.is_subtitles, shown)
+        failed = work.document(files) if form is Form.JSON else work.print(files, form)
+    if failed:
         raise typer.Exit(1)
 
 
@@ -125,19 +142,3 @@ def scales(texts: Sequence[str]) -> dict[str, float]:
             raise EngineError(f"adapter '{name}' is named twice. Give it once, with one scale: NAME:0.5")
         found[name] = number
     return found
-
-
-def _transcribe(session: Any, file: Path, language: str | None) -> dict[str, Any]:
-    try:
-        found = session.transcribe(file, language=language)
-    except (AudioError, PromptError) as reason:
-        return {"file": str(file), "error": " ".join(str(reason).split())}
-    timings = {name: round(value, 4) for name, value in vars(found.timings).items()}
-    return {"file": str(file), "text": found.text, "engine": found.engine, "timings": timings}
-
-
-def _print_transcript(entry: dict[str, Any], *, alone: bool) -> None:
-    if "error" in entry:
-        complain(entry["error"])
-        return
-    typer.echo(entry["text"] if alone else f"{entry['file']}: {entry['text']}")

@@ -81,13 +81,15 @@ class Transcriber(Generic[P]):
         if together < 1:
             raise PromptError(f"together {together} is not possible (it can be: 1 or more).")
         found = self._stretches(clip, asked.language, seconds, pause)
-        return self._segments(self._heard(found, asked, together), asked, progress, self._seconds(clip))
+        told = self._telling(progress, self._seconds(clip))
+        return self._segments(self._heard(found, asked, together), asked, told)
 
-    def stream(self, clip: Clip, asked: Asked) -> Generator[str, None, Reply]:
+    def stream(self, clip: Clip, asked: Asked, progress: Progress | None = None) -> Generator[str, None, Reply]:
         """Pieces of text of a recording, whether it is long or not."""
         if self.is_long(clip, asked.language):
             found = self._stretches(clip, asked.language)
-            return self._long_pieces(self._heard(found, asked, 1), asked)
+            told = self._telling(progress, self._seconds(clip))
+            return self._long_pieces(self._heard(found, asked, 1), asked, told)
         return self._short_pieces(self.hear(clip, asked.language, asked.how), asked)
 
     def is_long(self, clip: Clip, language: str | None) -> bool:
@@ -96,6 +98,16 @@ class Transcriber(Generic[P]):
         if seconds is None or not most:
             return most > 0
         return ceil(seconds * self.audio.sample_rate) > most * self.audio.hop * self.audio.window_frames
+
+    def _telling(self, progress: Progress | None, length: float | None) -> Callable[[int], None]:
+        """Takes how many samples of a recording of `length` seconds are done, and says so in seconds."""
+
+        def told(samples: int) -> None:
+            done = samples / self.audio.sample_rate
+            if progress is not None:
+                progress(done if length is None else min(done, length), length)
+
+        return told
 
     def _seconds(self, clip: Clip) -> float | None:
         return audio_seconds(clip.source, rate=clip.rate, target_rate=self.audio.sample_rate)
@@ -125,9 +137,7 @@ class Transcriber(Generic[P]):
             start, reached = reached, batch[-1].start + len(batch[-1].samples)
             yield _Batch(start, reached, sounds, prompts)
 
-    def _segments(
-        self, batches: Iterable["_Batch[P]"], asked: Asked, progress: Progress | None, length: float | None
-    ) -> Iterator[Segment]:
+    def _segments(self, batches: Iterable["_Batch[P]"], asked: Asked, told: Callable[[int], None]) -> Iterator[Segment]:
         rate, number = self.audio.sample_rate, 0
         for batch in batches:
             with _located(batch.start / rate):
@@ -135,14 +145,15 @@ class Transcriber(Generic[P]):
             number += len(replies)
             for one, reply in zip(batch.sounds, replies, strict=True):
                 yield _segment(one.start / rate, one.end / rate, reply)
-            if progress is not None:
-                progress(batch.end / rate if length is None else min(batch.end / rate, length), length)
+            told(batch.end)
 
     def _short_pieces(self, prompt: P, asked: Asked) -> Generator[str, None, Reply]:
         reply = yield from self.pieces(prompt, asked.how, 0)
         return alone(reply, asked.language)
 
-    def _long_pieces(self, batches: Iterable["_Batch[P]"], asked: Asked) -> Generator[str, None, Reply]:
+    def _long_pieces(
+        self, batches: Iterable["_Batch[P]"], asked: Asked, told: Callable[[int], None]
+    ) -> Generator[str, None, Reply]:
         rate, text = self.audio.sample_rate, ""
         segments: list[Segment] = []
         for batch in batches:
@@ -150,6 +161,7 @@ class Transcriber(Generic[P]):
                 reply = yield from _behind(text, self.pieces(prompt, asked.how, len(segments)))
                 text = reply.text or text
                 segments.append(_segment(one.start / rate, one.end / rate, reply))
+            told(batch.end)
         return joined(segments, self.engine(), asked.language)
 
 

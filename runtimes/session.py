@@ -171,11 +171,13 @@ class Session:
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
+        progress: Progress | None = None,
         **settings: Unpack[Settings],
     ) -> Stream:
         """What `transcribe` gives for a recording, or `chat` for a list of messages, piece by piece as it is found.
 
-        Pieces are text alone; calls of tools are in the reply at the end.
+        Pieces are text alone; calls of tools are in the reply at the end. `progress` is told how far a long recording is, as
+        by `segments`.
 
         Raises:
             AudioError: a recording cannot be used.
@@ -189,7 +191,7 @@ class Session:
             return Stream(self._pieces(self._converse(source, how, offered), how))
         if offered:
             raise PromptError("a transcription calls no tools (only a conversation does).")
-        return Stream(self._transcriber.stream(Clip(source, rate), Asked(language, how)))
+        return Stream(self._transcriber.stream(Clip(source, rate), Asked(language, how), progress))
 
     def score(self, audio: AudioSource, tokens: Sequence[int], *, language: str | None = None) -> Float32:
         """Logits [len(tokens), vocabulary] from which each of `tokens` would be chosen as the transcript of `audio`.

@@ -10,6 +10,8 @@ from pathlib import Path
 import ossicle
 import pytest
 from ossicle.compiler import checkpoint, cli, cli_common, cli_progress, figures, verify
+from ossicle.runtimes import replies
+from ossicle.runtimes.replies import Segment
 from ossicle.targets.contract import AudioError, BundleError, Thresholds
 from ossicle.targets.recipes import RECIPES
 from rich.console import Console
@@ -35,6 +37,8 @@ class Heard:
 class FakeSession:
     """Says the name of a recording back; refuses one that is called bad."""
 
+    engine = "fake-cpu"
+
     def __init__(self):
         self.asked = []
         self.opened = {}
@@ -54,9 +58,21 @@ class FakeSession:
             raise AudioError(f"'{audio}' cannot be read:\n it is text. Convert it")
         return Heard(f"{Path(audio).stem} {language or ''}".strip())
 
-    def stream(self, messages, **settings):
-        self.asked.append((messages, settings))
-        yield from ("kit", "chen \u00e9")
+    def stream(self, source, *, language=None, **settings):
+        if isinstance(source, list):
+            self.asked.append((source, settings))
+            yield from ("kit", "chen \u00e9")
+            return
+        if "late" in str(source):
+            yield "begun"
+            raise AudioError("it ends at second 5")
+        yield from ("", *self.transcribe(source, language=language).text)
+
+    def segments(self, audio, *, language=None, progress=None):
+        self.transcribe(audio, language=language)
+        for number, text in enumerate(("one <two>", "three")):
+            yield Segment(100.0 * number, 100.0 * number + 1.5, text, (5,), "stop", replies.Timings(1.5, 0, 0, 0.25, 1))
+            progress(100.0 * (number + 1), 200.0)
 
 
 @pytest.fixture
@@ -104,6 +120,37 @@ def test_run_prints_texts_and_says_errors_aside():
     found = invoke("run", "bundle", "a.wav", "bad.wav")
     assert found.stdout == "a.wav: a\n"
     assert found.stderr == "ossicle: 'bad.wav' cannot be read: it is text. Convert it\n"
+
+
+@pytest.mark.usefixtures("session")
+def test_run_writes_segments_with_their_times():
+    assert invoke("run", "bundle", "a.wav", "--timestamps").stdout == "[00:00] one <two>\n[01:40] three\n"
+    assert invoke("run", "bundle", "a.wav", "b.wav", "--timestamps").stdout.splitlines()[1:3] == [
+        "a.wav: [01:40] three",
+        "b.wav: [00:00] one <two>",
+    ]
+    found = invoke("run", "bundle", "a.wav", "--format", "srt").stdout
+    assert found.startswith("1\n00:00:00,000 --> 00:00:01,500\none <two>\n\n2\n00:01:40,000 --> ")
+    found = invoke("run", "bundle", "a.wav", "--format", "vtt").stdout
+    assert found.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:01.500\none &lt;two&gt;\n\n")
+    (entry,) = json.loads(invoke("run", "bundle", "a.wav", "--format", "json", "--timestamps").stdout)
+    assert entry["text"] == "one <two> three"
+    assert entry["segments"][1] == {"start": 100.0, "end": 101.5, "text": "three"}
+    assert entry["timings"]["decode"] == 0.5
+
+
+@pytest.mark.usefixtures("session")
+def test_run_refuses_subtitles_of_several_recordings():
+    found = invoke("run", "bundle", "a.wav", "b.wav", "--format", "srt")
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert "--format srt is of one recording, and 2 were given" in found.stderr
+
+
+@pytest.mark.usefixtures("session")
+def test_a_text_that_breaks_off_ends_its_line():
+    found = invoke("run", "bundle", "late.wav", "a.wav")
+    assert found.stdout == "late.wav: begun\na.wav: a\n"
+    assert (found.exit_code, found.stderr) == (1, "ossicle: it ends at second 5\n")
 
 
 def test_chat_streams_what_it_is_told(session):
