@@ -109,6 +109,20 @@ def open_checkpoint(
     )
 
 
+def configured(location: str | Path) -> tuple[str, Family, dict[str, Any]]:
+    """The name, the family and the configuration of a checkpoint, in a folder or on the hub; its weights need not be there.
+
+    Raises:
+        CheckpointError: there is no configuration, or none of a known family.
+    """
+    folder, name = fetch(location, lambda _: list(_CONFIG.values()))
+    layouts: tuple[Layout, ...] = ("huggingface", "mistral")
+    for layout in layouts:
+        if (folder / _CONFIG[layout]).is_file():
+            return (name, *_configuration(folder, layout))
+    raise CheckpointError(f"'{folder}' describes no model (possible: {' or '.join(_CONFIG.values())})")
+
+
 def _wanted(names: Sequence[str]) -> list[str]:
     """The files of a hub repository to download: one layout's weights, configurations, the tokenizer; never a pickle."""
     both = ["*.json"]

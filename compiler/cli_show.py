@@ -206,9 +206,9 @@ def _size(manifest: Manifest) -> int:
     return sum(file.size for file in bundle_files(manifest))
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
     """A table of plain text."""
-    made = Table(*head)
+    made = Table(*head, title=title)
     for row in rows:
         made.add_row(*map(escape, row))
     return made

@@ -331,9 +331,6 @@ class Target(Protocol):
     def check(self, recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
         """Raise `RecipeError` listing everything that these stages store under the recipe and this format cannot hold."""
 
-    def plan(self, stage: TracedStage, recipe: Recipe, weights: WeightStore) -> int:
-        """Bytes that `lower` will write for this stage."""
-
     def lower(
         self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Any, progress: Progress
     ) -> Artifact:

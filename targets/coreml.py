@@ -70,10 +70,6 @@ class Coreml:
             )
         _check_installed()
 
-    def plan(self, stage: TracedStage, recipe: Recipe, weights: WeightStore) -> int:
-        """Bytes of weights that `lower` will write for this stage."""
-        return sum(self.place(stage, recipe, weights).layout.sizes())
-
     def lower(
         self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Path, progress: Progress
     ) -> Artifact:

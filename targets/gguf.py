@@ -74,15 +74,6 @@ class Gguf:
                 "Try --quant int4, or leave this target out"
             )
 
-    def plan(self, stage: TracedStage, recipe: Recipe, weights: WeightStore) -> int:
-        """Bytes of tensors that `lower` will write for this stage; the header comes before them."""
-        self.check(recipe, (stage.name,))
-        if stage.name == EMBEDDING:
-            return 0
-        names = _canonical_names(stage, weights)
-        kinds = [(weights.source(name).shape, _kind(stage.name, name, weights)) for name in names]
-        return sum(int(np.prod(shape[:-1])) * kind.row_bytes(shape[-1]) for shape, kind in kinds)
-
     def lower(
         self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Path, progress: Progress
     ) -> Artifact:
@@ -134,6 +125,14 @@ class Gguf:
         )
 
 
+def stage_bytes(stage: str, names: Sequence[str], weights: WeightStore) -> int:
+    """Bytes of the tensors of a stage's files, whose weights are `names`; the embedding is among the decoder's."""
+    if stage == EMBEDDING:
+        return 0
+    kinds = [(weights.source(name).shape, _kind(stage, name, weights)) for name in _stored_names(stage, names, weights)]
+    return sum(int(np.prod(shape[:-1])) * kind.row_bytes(shape[-1]) for shape, kind in kinds)
+
+
 def _file_name(stage: str, model: Model, kind: FileType) -> str:
     prefix = "mmproj-" if stage == AUDIO_ENCODER else ""
     return f"{prefix}{model.config['model_type']}-{kind.name}"
@@ -163,16 +162,16 @@ def _metadata(stage: str, model: Model, kind: FileType) -> dict[str, gguf_file.V
 def _wanted(stage: TracedStage, weights: WeightStore, model: Model) -> list[Stored]:
     """Every tensor of a stage's file, named, typed and placed as if there was one file."""
     name_of = gguf_names.audio_name if stage.name == AUDIO_ENCODER else gguf_names.text_name
-    names = _canonical_names(stage, weights)
+    names = _stored_names(stage.name, tuple(stage.weights.values()), weights)
     wanted = [(name_of(name), _shape(name, weights), _kind(stage.name, name, weights)) for name in names]
     heads = [int(model.text["head_dim"]) if gguf_names.rotated(name) else 0 for name, _, _ in wanted]
     return [Stored(*entry) for entry in zip(names, gguf_file.place(wanted), heads, strict=True)]
 
 
-def _canonical_names(stage: TracedStage, weights: WeightStore) -> list[str]:
-    """The weights that go into a stage's file; a head that is the embedding in the same format is left out."""
-    names = list(dict.fromkeys(stage.weights.values()))
-    if stage.name != DECODER:
+def _stored_names(stage: str, used: Sequence[str], weights: WeightStore) -> list[str]:
+    """Of the weights that a stage uses those in its file; a head that is the embedding in the same format is left out."""
+    names = list(dict.fromkeys(used))
+    if stage != DECODER:
         return names
     same = weights.tied and weights.format(gguf_names.EMBEDDING) == weights.format(gguf_names.LM_HEAD)
     return [gguf_names.EMBEDDING, *(name for name in names if not (same and name == gguf_names.LM_HEAD))]

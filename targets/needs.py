@@ -13,11 +13,16 @@ def needs(stage: TracedStage, weights: WeightStore, stored: int, width: int) -> 
     """
     caches = [port.shape for port in stage.inputs if port.name.startswith("past_key_values.")]
     per_token = width * sum(int(shape[1]) * int(shape[3]) for shape in caches)
-    positions = {"audio_encoder": _WINDOW, "decoder": _PROMPT}.get(stage.name, 0)
-    return Memory(stored, per_token, _ALIVE * width * positions * _widest(stage, weights))
-
-
-def _widest(stage: TracedStage, weights: WeightStore) -> int:
-    """Rows of the tallest matrix that something is multiplied with; tables are looked up."""
     shapes = [weights.source(name).shape for name in stage.weights.values() if "embed_" not in name]
+    return Memory(stored, per_token, working(stage.name, tallest(shapes), width))
+
+
+def working(stage: str, rows: int, width: int) -> int:
+    """Bytes of activations that a stage holds at a time, whose tallest matrix has so many rows."""
+    positions = {"audio_encoder": _WINDOW, "decoder": _PROMPT}.get(stage, 0)
+    return _ALIVE * width * positions * rows
+
+
+def tallest(shapes: list[tuple[int, ...]]) -> int:
+    """Rows of the tallest matrix that something is multiplied with; tables that are looked up are not to be among them."""
     return max((shape[0] for shape in shapes if len(shape) == 2), default=0)

@@ -53,10 +53,6 @@ class Onnx:
                 f"{', '.join(map(str, _GROUPS))}). See: ossicle targets"
             )
 
-    def plan(self, stage: TracedStage, recipe: Recipe, weights: WeightStore) -> int:
-        """Bytes of external data that `lower` will write for this stage."""
-        return sum(place(stage, recipe, weights).layout.sizes())
-
     def lower(
         self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Path, progress: Progress
     ) -> Artifact:

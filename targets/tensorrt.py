@@ -45,10 +45,6 @@ class Tensorrt:
             )
         tensorrt_engine.check(self.engines)
 
-    def plan(self, stage: TracedStage, recipe: Recipe, weights: WeightStore) -> int:
-        """Bytes of external data that `lower` will write for this stage, engines apart."""
-        return sum(self._place(stage, recipe, weights).layout.sizes())
-
     def lower(
         self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Path, progress: Progress
     ) -> Artifact:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from ossicle.compiler import plan
 from ossicle.compiler.families import family
 from ossicle.compiler.figures import divergence
 from ossicle.targets.contract import WeightFormat
@@ -98,6 +99,15 @@ def test_stored_weights_stand_for_the_original(case: Case) -> None:
         form = getattr(recipe, part) if matrix else WeightFormat(int(case.compute.removeprefix("float")))
         bound = {"bfloat16": 2.5e-3, "float8_e4m3fn": 0.03}.get(form.kind, bounds[form.bits])
         assert (stored - original).norm() <= bound * original.norm(), name
+
+
+def test_weights_are_as_large_as_a_plan_says(case: Case) -> None:
+    model = plan.described(case.folder.parent / "checkpoint")
+    planned = plan.size(model, case.target, RECIPES[case.recipe], context=RECIPES[case.recipe].context).stored
+    for artifact in case.manifest.artifacts:
+        if artifact.target == case.target:
+            held, around = planned[f"{case.target} {artifact.stage}"], 200 * len(model.stages[artifact.stage])
+            assert abs(held - artifact.memory.weights) <= 0.03 * held + around
 
 
 def test_logits_stay_near_the_original(case: Case) -> None:

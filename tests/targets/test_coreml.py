@@ -309,7 +309,6 @@ def test_an_artifact_says_what_it_takes_and_how_long_a_conversation_may_be(model
         ("logit_positions", "int32", ("num_logits",)),
     ]
     assert artifact.memory.kv_per_token == 2 * 2 * 2 * 2 * 16  # layers, keys and values, heads, bytes, width
-    assert target.plan(stage, TABLE["fp16"], weights) == artifact.files[2].size
 
 
 def test_the_length_of_the_state_is_given_to_a_build(model: Model, tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""The command `ossicle plan`: what will run where, before anything is built."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ..targets import registry
+from ..targets.recipes import RECIPES
+from ..targets.recipes import recipe as named_recipe
+from .cli_common import Json, app, guarded, print_json
+
+Quant = Annotated[str | None, typer.Option("--quant", metavar="LIST", help="Recipes; by default all.")]
+Targets = Annotated[str | None, typer.Option("--target", metavar="LIST", help="Targets; by default all.")]
+Names = Annotated[
+    list[str] | None,
+    typer.Option("--device", metavar="NAME", help="A device, or 'here' for this machine; may be repeated."),
+]
+All = Annotated[bool, typer.Option("--all-devices", help="The best fit of every device that is known.")]
+Context = Annotated[int, typer.Option("--context", min=1, help="Tokens that keys and values are kept of.")]
+
+
+@app.command(epilog="Example: ossicle plan ./voxtral-mini --device rtx-4060 --device m2-16")
+@guarded
+def plan(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder or hub id; its config is enough.")],
+    device: Names = None,
+    all_devices: All = False,
+    quant: Quant = None,
+    target: Targets = None,
+    context: Context = 8192,
+    as_json: Json = False,
+) -> None:
+    """Sizes, memory and speed of every recipe in every target, before building."""
+    from .plan import described
+    from .plan import plan as planned
+
+    model = described(checkpoint)
+    recipes = [named_recipe(name) for name in _listed(quant, tuple(RECIPES))]
+    targets = _listed(target, registry.names())
+    for name in targets:
+        registry.target(name)
+    found = planned(model, targets, recipes, context)
+    if device or all_devices:
+        _forecasts(model, found, _devices(device or [], all_devices), context, as_json, best_alone=all_devices)
+    else:
+        _sizes(model, found, context, as_json)
+
+
+def _listed(text: str | None, all_: Sequence[str]) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else list(all_)
+
+
+def _devices(names: Sequence[str], every: bool) -> list[Any]:
+    from ..targets.devices import DEVICES
+    from ..targets.devices import device as named
+
+    chosen = [_here() if name == "here" else named(name) for name in names]
+    return chosen + [one for one in DEVICES.values() if every and one.name not in names]
+
+
+def _here() -> Any:
+    from .plan_here import here
+
+    return here()
+
+
+def _sizes(model: Any, found: Sequence[Any], context: int, as_json: bool) -> None:
+    from . import cli_show
+
+    if as_json:
+        print_json([cli_show.plain(one) | {"total": one.total, "memory": one.memory(context)} for one in found])
+        return
+    head = ("recipe", "target", "bundle", "encoder", "embedding", "decoder", f"memory at {context} tokens")
+    rows = [
+        (one.recipe, one.target, *map(_size, (one.total, one.encoder, one.embedding, one.decoder, one.memory(context))))
+        for one in found
+    ]
+    cli_show.console().print(cli_show.table(head, rows, title=f"{model.name}, nothing built"))
+
+
+def _forecasts(
+    model: Any, found: Sequence[Any], devices: Sequence[Any], context: int, as_json: bool, *, best_alone: bool
+) -> None:
+    from . import cli_show
+    from .plan import best, forecast
+
+    results = {one.name: [forecast(model, size, one, context) for size in found] for one in devices}
+    if as_json:
+        print_json({name: [cli_show.plain(one) for one in rows] for name, rows in results.items()})
+        return
+    shown = []
+    for one in devices:
+        chosen = best(results[one.name])
+        rows = ([chosen] if chosen else results[one.name][:1]) if best_alone else results[one.name]
+        shown += [_row(one.title, row, row is chosen) for row in rows]
+    head = ("device", "recipe", "target", "memory", "first token", "tokens/s", "real-time factor", "")
+    cli_show.console().print(cli_show.table(head, shown, title=f"{model.name}, forecast of a window of 30 s"))
+
+
+def _row(title: str, one: Any, chosen: bool) -> tuple[str, ...]:
+    start = (title, one.size.recipe, one.size.target, _size(one.memory))
+    if one.reason:
+        return (*start, "", "", "", one.reason)
+    speed = (f"{one.first_token:.2f} s", f"{one.tokens_per_second:.1f}", f"{one.real_time_factor:.3f}")
+    return (*start, *speed, "best fit" if chosen else "fits")
+
+
+def _size(count: int) -> str:
+    from rich.filesize import decimal
+
+    return decimal(count)

@@ -1,0 +1,46 @@
+"""How large a target's files come out, reckoned from the shapes of the weights: nothing is traced and no number is read."""
+
+from collections.abc import Sequence
+from math import prod
+
+from ..kernels import palettes
+from . import gguf, tensorrt
+from .contract import Recipe, WeightFormat, WeightStore
+from .recipes import FLOAT8, PALETTE4
+
+_LEVELS = 16  # float16 numbers in a palette
+_HALF_SCALES = ("openvino", "coreml")  # whose scales are float16 whatever they compute in
+
+
+def stage_bytes(target: str, stage: str, names: Sequence[str], recipe: Recipe, weights: WeightStore) -> int:
+    """Bytes of the weights `names` that a target stores for a stage; metadata and tables of positions are not among them."""
+    if target == "gguf":
+        return gguf.stage_bytes(stage, names, weights)
+    width = 4 if computes_in(target, recipe) == "float32" else 2
+    scale = 2 if target in _HALF_SCALES else width
+    return sum(tensor_bytes(weights.source(name).shape, weights.format(name), width, scale) for name in names)
+
+
+def embedding_bytes(target: str, name: str, recipe: Recipe, weights: WeightStore) -> int:
+    """Bytes of the token embedding, whichever file of the target it is in."""
+    if target == "gguf":
+        return gguf.stage_bytes(gguf.DECODER, (), weights)
+    return stage_bytes(target, gguf.EMBEDDING, (name,), recipe, weights)
+
+
+def computes_in(target: str, recipe: Recipe) -> str:
+    """What a target's floats are stored in and its engine computes with: "float32" or "float16"."""
+    return tensorrt.compute(recipe) if target in ("coreml", "tensorrt") else recipe.compute
+
+
+def tensor_bytes(shape: tuple[int, ...], form: WeightFormat, width: int, scale: int) -> int:
+    """Bytes of one weight in a format; `width` is that of a float, `scale` that of a group's scale."""
+    if form == FLOAT8:
+        return prod(shape) + shape[0] * width
+    if form == PALETTE4:
+        return prod(shape) // 2 + shape[0] // palettes.height(shape[0]) * _LEVELS * 2
+    if form.is_float:
+        return prod(shape) * width
+    rows, groups = prod(shape[:-1]), -(-shape[-1] // form.group)
+    zero_points = 0 if form.symmetric else -(-groups * form.bits // 8)
+    return rows * (groups * (form.group * form.bits // 8 + scale) + zero_points)

@@ -1,0 +1,140 @@
+"""Plans: sizes against published files and real bundles, what fits where, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from ossicle.benchmarks.checkpoints import MINI_3B, SMALL_24B
+from ossicle.compiler.cli import app
+from ossicle.compiler.families import family
+from ossicle.compiler.plan import Model, best, described, forecast, holds, plan, size, work
+from ossicle.targets import registry
+from ossicle.targets.contract import CheckpointError, OssicleError
+from ossicle.targets.devices import DEVICES, USABLE, device
+from ossicle.targets.recipes import RECIPES
+from typer.testing import CliRunner
+
+MINI = Model("mini", family("voxtral"), MINI_3B, False)
+SMALL = Model("small", family("voxtral"), SMALL_24B, False)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "published"), [("fp16", 48e9), ("int8", 26e9), ("q4_k_m", 15e9), ("int4", 13.5e9), ("q3_k_m", 11.5e9)]
+)
+def test_voxtral_small_takes_what_is_published_of_it(recipe: str, published: float) -> None:
+    """Files of Voxtral-Small-24B-2507 for llama.cpp as they are listed on the hub, rounded to half a gigabyte."""
+    text = size(SMALL, "gguf", RECIPES[recipe], 32768).stored["gguf decoder"]
+    audio = size(SMALL, "gguf", RECIPES[recipe], 32768).stored["gguf audio_encoder"]
+    assert min(abs(text - published), abs(text + audio - published)) <= 0.035 * published
+
+
+# Weights of artifacts that were built of a checkpoint of this shape: bytes of encoder, embedding and decoder.
+BUILT = {
+    ("int4", "onnx"): (768189440, 452984832, 2274586624),
+    ("int4", "openvino"): (727298048, 427819008, 2048880640),
+    ("int4", "gguf"): (715685888, 0, 2459922432),
+    ("int4", "coreml"): (710905216, 427819200, 2033103552),
+    ("int4", "tensorrt"): (710920704, 427819008, 2040242176),
+    ("fp16", "onnx"): (1324337664, 805306368, 7231479808),
+    ("fp16", "openvino"): (1324474368, 805306368, 7239868416),
+    ("fp16", "gguf"): (1329102848, 0, 8028647424),
+    ("fp16", "coreml"): (1324309760, 805306496, 7224327680),
+    ("fp16", "tensorrt"): (1324337664, 805306368, 7231479808),
+}
+
+
+@pytest.mark.parametrize(("recipe", "target"), BUILT)
+def test_voxtral_mini_takes_what_was_built_of_it(recipe: str, target: str) -> None:
+    stored = size(MINI, target, RECIPES[recipe], 32768).stored
+    planned = [stored.get(f"{target} {stage}", 0) for stage in ("audio_encoder", "embed_tokens", "decoder")]
+    for here, there in zip(planned, BUILT[recipe, target], strict=True):
+        assert abs(here - there) <= 0.015 * there
+
+
+def test_every_recipe_is_planned_in_the_targets_that_hold_it() -> None:
+    found = {(one.target, one.recipe) for one in plan(MINI, registry.names(), list(RECIPES.values()), 8192)}
+    assert ("gguf", "q4_k_m") in found
+    assert ("onnx", "q4_k_m") not in found
+    assert {target for target, recipe in found if recipe == "fp8"} == {"tensorrt"}
+    assert holds("coreml", RECIPES["palette4"])
+    assert not holds("tensorrt", RECIPES["palette4"])
+
+
+def test_llama_cpp_is_planned_with_the_encoder_that_serves_it() -> None:
+    one = size(MINI, "gguf", RECIPES["q4_k_m"], 8192)
+    assert set(one.stored) == {"onnx audio_encoder", "gguf audio_encoder", "gguf embed_tokens", "gguf decoder"}
+    assert one.encoder == one.stored["onnx audio_encoder"]
+    assert one.embedding + one.decoder == one.stored["gguf decoder"]
+
+
+def test_the_arithmetic_is_that_of_the_shapes() -> None:
+    load = work(MINI)
+    decoder = 30 * (3072 * (4096 + 1024 + 1024) + 4096 * 3072 + 3 * 3072 * 8192)
+    encoder = 32 * (4 * 1280 * 1280 + 2 * 1280 * 5120)
+    assert load.token == 2 * decoder
+    attention = 4 * 1500**2 * 1280 * 32
+    projector = 5120 * 3072 + 3072 * 3072
+    assert load.window == 2 * 1500 * (encoder + projector) + attention
+
+
+def test_a_cache_grows_with_the_context_and_weights_do_not() -> None:
+    one = size(MINI, "onnx", RECIPES["int4"], 8192)
+    assert one.memory(2000) - one.memory(1000) == 1000 * one.kv_per_token == 1000 * 2 * 30 * 8 * 128 * 4
+
+
+def test_what_does_not_fit_says_how_much_is_missing() -> None:
+    big = size(SMALL, "tensorrt", RECIPES["fp16"], 8192)
+    told = forecast(SMALL, big, device("rtx-4060"), 8192)
+    assert told.reason is not None
+    assert "needs 50.9 GB" in told.reason
+    assert forecast(MINI, size(MINI, "tensorrt", RECIPES["int4"], 8192), device("rtx-4060"), 8192).reason is None
+
+
+def test_the_best_is_the_most_exact_that_fits() -> None:
+    sizes = plan(MINI, registry.names(), list(RECIPES.values()), 8192)
+    fitting = best(forecast(MINI, one, device("rtx-4060"), 8192) for one in sizes)
+    assert fitting is not None
+    assert fitting.size.total == max(
+        one.total
+        for one in sizes
+        if one.target in ("tensorrt", "onnx") and one.memory(8192) <= device("rtx-4060").usable
+    )
+    assert best(forecast(SMALL, one, device("iphone-15-pro"), 8192) for one in sizes[:0]) is None
+
+
+def test_devices_are_many_and_plausible() -> None:
+    assert len(DEVICES) >= 25
+    for one in DEVICES.values():
+        assert one.memory > 1e9 * 7
+        assert 10e9 < one.bandwidth < 10e12
+        assert 1e11 < one.operations < 1e15
+        assert set(one.targets) <= set(registry.names())
+        assert one.kind in USABLE
+
+
+def test_an_unknown_device_is_told_the_nearest() -> None:
+    with pytest.raises(OssicleError, match=r"'rtx-4600' is unknown \(nearest: .*rtx-4060"):
+        device("rtx-4600")
+
+
+def test_a_configuration_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MINI_3B))
+    assert described(tmp_path).tensors.keys() == MINI.tensors.keys()
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="describes no model"):
+        described(tmp_path)
+
+
+def test_the_command_line_prints_sizes_and_forecasts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MINI_3B))
+    run = CliRunner()
+    sizes = run.invoke(app, ["plan", str(tmp_path), "--quant", "int4,q4_k_m", "--json"])
+    found = {(one["recipe"], one["target"]): one["total"] for one in json.loads(sizes.output)}
+    assert found["int4", "onnx"] == size(MINI, "onnx", RECIPES["int4"], 8192).total
+    table = run.invoke(app, ["plan", str(tmp_path), "--all-devices"])
+    assert table.exit_code == 0, table.output
+    assert table.output.count("best fit") > len(DEVICES) * 0.9
+    one = run.invoke(app, ["plan", str(tmp_path), "--device", "m2-16", "--quant", "int4"])
+    assert "best fit" in one.output
+    wrong = run.invoke(app, ["plan", str(tmp_path), "--device", "rtx-4600"])
+    assert wrong.exit_code == 1
