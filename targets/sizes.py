@@ -18,7 +18,8 @@ def stage_bytes(target: str, stage: str, names: Sequence[str], recipe: Recipe, w
         return gguf.stage_bytes(stage, names, weights)
     width = 4 if computes_in(target, recipe) == "float32" else 2
     scale = 2 if target in _HALF_SCALES else width
-    return sum(tensor_bytes(weights.source(name).shape, weights.format(name), width, scale) for name in names)
+    whole = (target, stage) != ("onnx", gguf.EMBEDDING)  # whose rows end where the columns do
+    return sum(tensor_bytes(weights.source(name).shape, weights.format(name), width, scale, whole) for name in names)
 
 
 def embedding_bytes(target: str, name: str, recipe: Recipe, weights: WeightStore) -> int:
@@ -33,8 +34,8 @@ def computes_in(target: str, recipe: Recipe) -> str:
     return tensorrt.compute(recipe) if target in ("coreml", "tensorrt") else recipe.compute
 
 
-def tensor_bytes(shape: tuple[int, ...], form: WeightFormat, width: int, scale: int) -> int:
-    """Bytes of one weight in a format; `width` is that of a float, `scale` that of a group's scale."""
+def tensor_bytes(shape: tuple[int, ...], form: WeightFormat, width: int, scale: int, whole: bool) -> int:
+    """Bytes of one weight; `width` is that of a float, `scale` that of a group's scale, `whole`: the last group is filled up."""
     if form == FLOAT8:
         return prod(shape) + shape[0] * width
     if form == PALETTE4:
@@ -43,4 +44,5 @@ def tensor_bytes(shape: tuple[int, ...], form: WeightFormat, width: int, scale: 
         return prod(shape) * width
     rows, groups = prod(shape[:-1]), -(-shape[-1] // form.group)
     zero_points = 0 if form.symmetric else -(-groups * form.bits // 8)
-    return rows * (groups * (form.group * form.bits // 8 + scale) + zero_points)
+    columns = groups * form.group if whole else shape[-1]
+    return rows * (columns * form.bits // 8 + groups * scale + zero_points)

@@ -102,12 +102,14 @@ def test_stored_weights_stand_for_the_original(case: Case) -> None:
 
 
 def test_weights_are_as_large_as_a_plan_says(case: Case) -> None:
+    """But for what lies between them: a page before each large one, and tables that a graph holds."""
     model = plan.described(case.folder.parent / "checkpoint")
     planned = plan.size(model, case.target, RECIPES[case.recipe], context=RECIPES[case.recipe].context).stored
     for artifact in case.manifest.artifacts:
         if artifact.target == case.target:
-            held, around = planned[f"{case.target} {artifact.stage}"], 200 * len(model.stages[artifact.stage])
-            assert abs(held - artifact.memory.weights) <= 0.03 * held + around
+            held, names = planned[f"{case.target} {artifact.stage}"], model.stages[artifact.stage]
+            pages = sum(8192 if np.prod(model.tensors[name].shape) >= 1024 else 400 for name in names)
+            assert 0.99 * held <= artifact.memory.weights <= 1.01 * held + pages
 
 
 def test_logits_stay_near_the_original(case: Case) -> None:
