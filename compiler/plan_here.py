@@ -21,7 +21,9 @@ def here() -> Device:
 
     facts = ossicle.doctor(measure=True)
     if facts.bandwidth is None or facts.memory_available is None:
-        raise OssicleError("device 'here' cannot be measured: too little memory is free, or the system does not say how much")
+        raise OssicleError(
+            "device 'here' cannot be measured: too little memory is free, or the system does not say how much"
+        )
     usable = tuple(one.target for one in facts.runtimes if one.reason is None and one.proof == "executed")
     return Device(
         name="here",

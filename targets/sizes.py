@@ -35,7 +35,7 @@ def computes_in(target: str, recipe: Recipe) -> str:
 
 
 def tensor_bytes(shape: tuple[int, ...], form: WeightFormat, width: int, scale: int, whole: bool) -> int:
-    """Bytes of one weight; `width` is that of a float, `scale` that of a group's scale, `whole`: the last group is filled up."""
+    """Bytes of one weight; `width` is that of a float, `scale` that of a scale, `whole`: the last group is filled up."""
     if form == FLOAT8:
         return prod(shape) + shape[0] * width
     if form == PALETTE4:
