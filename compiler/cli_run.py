@@ -1,5 +1,6 @@
 """Commands that run bundles: `ossicle run` and `chat`."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..targets.contract import EngineError, PromptError
-from .cli_common import Bundle, Json, app, guarded
+from .cli_common import Bundle, Json, app, guarded, print_json
 from .cli_progress import Bars
 from .cli_transcripts import Form, Transcribing
 
@@ -85,6 +86,19 @@ def chat(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")] = 512,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: always the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the draw, where the temperature is not 0.")] = 0,
+    json_schema: Annotated[
+        Path | None, typer.Option("--json-schema", metavar="FILE", help="The answer is JSON that holds to this schema.")
+    ] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(
+            "--tools", metavar="FILE", help="Tools that may be called, a list in JSON; prints the calls as JSON."
+        ),
+    ] = None,
+    tool_choice: Annotated[
+        str,
+        typer.Option("--tool-choice", metavar="auto|required|none|NAME", help="Whether tools are called, or which."),
+    ] = "auto",
     engine: Engine = "auto",
     threads: Threads = 0,
     provider: Provider = "cpu",
@@ -95,11 +109,44 @@ def chat(
     """Ask about recordings, or anything else; the answer comes as it is made."""
     content = [{"type": "audio", "audio": str(file)} for file in audio or ()]
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+    asked = _answer_settings(json_schema, tools, tool_choice)
     with opened(bundle, engine, threads, provider, kv_cache, flash_attention, adapter) as session:
-        for piece in session.stream(messages, max_tokens=max_tokens, temperature=temperature, seed=seed):
-            typer.echo(piece, nl=False)
-            sys.stdout.flush()
-    typer.echo()
+        stream = session.stream(messages, max_tokens=max_tokens, temperature=temperature, seed=seed, **asked)
+        said = [_show(piece) for piece in stream]
+        calls = stream.reply.tool_calls if tools else ()
+    if said or not calls:
+        typer.echo()
+    if calls:
+        print_json([{"id": one.id, "name": one.name, "arguments": json.loads(one.arguments)} for one in calls])
+
+
+def _show(piece: str) -> str:
+    typer.echo(piece, nl=False)
+    sys.stdout.flush()
+    return piece
+
+
+def _answer_settings(schema: Path | None, tools: Path | None, choice: str) -> dict[str, Any]:
+    """What the files say of an answer, as settings of a session."""
+    from ..runtimes.tools import CHOICES
+
+    settings: dict[str, Any] = {}
+    if schema is not None:
+        form = {"name": schema.stem, "schema": _read_json(schema)}
+        settings["response_format"] = {"type": "json_schema", "json_schema": form}
+    if tools is not None:
+        named = {"type": "function", "function": {"name": choice}}
+        settings |= {"tools": _read_json(tools), "tool_choice": choice if choice in CHOICES else named}
+    elif choice != "auto":
+        raise PromptError(f"--tool-choice {choice} needs tools to choose from. Give them with --tools FILE")
+    return settings
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as reason:
+        raise PromptError(f"'{file}' is no JSON: {reason}. Give a file of JSON.") from reason
 
 
 def opened(

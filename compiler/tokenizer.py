@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..kernels.bytelevel import alphabet
 from ..targets.contract import CheckpointError
 
 OWN = "tokenizer.json"
@@ -211,15 +212,8 @@ def _parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | No
     return parts[0], parts[1]
 
 
-def _alphabet() -> list[str]:
-    """The printable character that stands for each byte in tokenizer.json, as in GPT-2's vocabulary."""
-    kept = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in kept else chr(next(others)) for byte in range(256)]
-
-
 def _document(tekken: Tekken) -> dict[str, Any]:
-    letters = dict(enumerate(_alphabet()))
+    letters = dict(enumerate(alphabet()))
     spelled = {token: token.decode("latin-1").translate(letters) for token in tekken.tokens}
     names = [*tekken.specials, *spelled.values()]
     return {

@@ -18,8 +18,24 @@ from .prompt import tool_format
 from .tokens import Tokenizer
 from .tools import Choice
 
-# A vocabulary of 131072 tokens takes a second or so to prepare.
+# A vocabulary of 131072 tokens takes some seconds to prepare.
 _prepared: WeakKeyDictionary[Tokenizer, Any] = WeakKeyDictionary()
+
+
+class Vocabulary:
+    """A tokenizer as llguidance asks for it.
+
+    It could read tokenizer.json itself, but would take the name of a special token in a text for that token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: int) -> None:
+        self.tokens = tokenizer.bytes_of_tokens()
+        self.special_token_ids = sorted(tokenizer.specials.values())
+        self.eos_token_id, self.bos_token_id = stop, None
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(text)
 
 
 class Rules:
@@ -142,13 +158,13 @@ class Constraint:
 
 def _prepare(tokenizer: Tokenizer, format: TextFormat) -> Any:
     try:
-        from llguidance import LLTokenizer
+        from llguidance import LLTokenizer, TokenizerWrapper
     except ImportError:
         raise EngineError(
             'schemas, grammars and tools need llguidance. Install it with: pip install "ossicle[grammar]"'
         ) from None
     if tokenizer not in _prepared:
-        _prepared[tokenizer] = LLTokenizer(tokenizer.serialized(), eos_token=list(format.stop_tokens))
+        _prepared[tokenizer] = LLTokenizer(TokenizerWrapper(Vocabulary(tokenizer, format.stop_tokens[0])))
     return _prepared[tokenizer]
 
 

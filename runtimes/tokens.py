@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..kernels.bytelevel import alphabet
 from ..targets.contract import BundleError
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -51,9 +52,22 @@ class Tokenizer:
             place = match.end()
         return [*pieces, template[place:]]
 
-    def serialized(self) -> str:
-        """The whole of it as the text of a tokenizer.json."""
-        return str(self._backend.to_str())
+    def bytes_of_tokens(self) -> list[bytes]:
+        """What each token stands for, by id, special tokens by their names; empty where an id has no token.
+
+        Raises:
+            BundleError: it is no byte-level vocabulary, so tokens stand for no bytes of their own.
+        """
+        from tokenizers.decoders import ByteLevel
+
+        if not isinstance(self._backend.decoder, ByteLevel):
+            raise BundleError("the tokenizer of this bundle is not byte-level, which schemas, grammars and tools need.")
+        letters = {letter: byte for byte, letter in enumerate(alphabet())}
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        found = [b""] * (max(vocabulary.values()) + 1)
+        for name, id in vocabulary.items():
+            found[id] = name.encode() if name in self.specials else bytes(map(letters.__getitem__, name))
+        return found
 
 
 class GrowingText:

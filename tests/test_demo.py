@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 from ossicle.compiler import speech
 from ossicle.compiler.checkpoint import open_checkpoint
@@ -102,3 +104,45 @@ def test_a_device_needs_no_torch(bundles: dict[str, Path], name: str) -> None:
     assert done.returncode == 0, done.stderr
     with load(bundles[name]) as session:
         assert json.loads(done.stdout) == texts(session, clips)
+
+
+ACTION: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "switch": {"type": "string", "enum": ["on", "off"]},
+        "room": {"type": "string", "enum": ["kitchen", "garden", "bedroom", "garage", "office", "bathroom"]},
+        "thing": {"type": "string", "maxLength": 20},
+    },
+    "required": ["switch", "room", "thing"],
+}
+
+
+def _asked(file: Path, question: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "audio", "audio": file}, {"type": "text", "text": question}]}]
+
+
+def test_answers_hold_to_a_schema_and_still_hear(fp32: Session) -> None:
+    room = ACTION["properties"]["room"]
+    form = {"type": "json_schema", "json_schema": {"name": "room", "schema": room}}
+    clips = [clip for clip in SHORT if "command" in clip.name]
+    held = [json.loads(fp32.chat(_asked(clip.file, "which room?"), response_format=form).text) for clip in clips]
+    assert set(held) <= set(room["enum"])
+    assert sum(said in clip.text.split() for said, clip in zip(held, clips, strict=True)) >= len(clips) - 1 >= 4
+
+
+def test_a_model_that_has_to_calls_tools_that_are_there(bundles: dict[str, Path]) -> None:
+    tools = [{"type": "function", "function": {"name": "switch", "description": "Switch.", "parameters": ACTION}}]
+    clip = next(clip for clip in SHORT if "command" in clip.name)
+    with load(bundles["int4"]) as int4:
+        for temperature in (0.0, 1.0, 3.0):
+            reply = int4.chat(
+                _asked(clip.file, "do it"), tools=tools, tool_choice="required", temperature=temperature, max_tokens=900
+            )
+            assert reply.finish == "tool_calls"
+            for call in reply.tool_calls:
+                jsonschema.validate(json.loads(call.arguments), ACTION)
+        turns = _asked(clip.file, "do it")
+        calls = [{"id": c.id, "function": {"name": c.name, "arguments": c.arguments}} for c in reply.tool_calls]
+        turns += [{"role": "assistant", "tool_calls": calls}]
+        turns += [{"role": "tool", "tool_call_id": call.id, "content": "done"} for call in reply.tool_calls]
+        assert int4.chat(turns, tools=tools, max_tokens=4).prompt_tokens > reply.prompt_tokens

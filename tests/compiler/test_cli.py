@@ -6,12 +6,15 @@ import sys
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import ossicle
 import pytest
 from ossicle.compiler import checkpoint, cli, cli_common, cli_progress, figures, verify
 from ossicle.runtimes import replies
 from ossicle.runtimes.replies import Segment
+from ossicle.runtimes.tools import ToolCall
 from ossicle.targets.contract import AudioError, BundleError, Thresholds
 from ossicle.targets.recipes import RECIPES
 from rich.console import Console
@@ -73,6 +76,19 @@ class FakeSession:
         for number, text in enumerate(("one <two>", "three")):
             yield Segment(100.0 * number, 100.0 * number + 1.5, text, (5,), "stop", replies.Timings(1.5, 0, 0, 0.25, 1))
             progress(100.0 * (number + 1), 200.0)
+
+
+class Said:
+    """An answer that is calls alone."""
+
+    settings: ClassVar[dict] = {}
+
+    def __init__(self, settings, calls):
+        Said.settings = settings
+        self.reply = SimpleNamespace(tool_calls=calls)
+
+    def __iter__(self):
+        return iter(())
 
 
 @pytest.fixture
@@ -169,6 +185,41 @@ def test_chat_streams_what_it_is_told(session):
     ]
     assert settings == {"max_tokens": 512, "temperature": 0.5, "seed": 0}
     assert closed == "closed"
+
+
+def test_chat_asks_for_what_its_files_say(session, tmp_path):
+    schema, tools = {"type": "boolean"}, [{"type": "function", "function": {"name": "f"}}]
+    (tmp_path / "on.json").write_text(json.dumps(schema))
+    (tmp_path / "tools.json").write_text(json.dumps(tools))
+    assert invoke("chat", "bundle", "hi", "--json-schema", tmp_path / "on.json").exit_code == 0
+    form = {"type": "json_schema", "json_schema": {"name": "on", "schema": schema}}
+    assert session.asked[0][1]["response_format"] == form
+
+    calls = (ToolCall("abcdefghi", "f", '{"a": "\u00e9"}'),)
+    session.stream = lambda _, **settings: Said(settings, calls)
+    for choice, meant in (
+        ("auto", "auto"),
+        ("required", "required"),
+        ("f", {"type": "function", "function": {"name": "f"}}),
+    ):
+        found = invoke("chat", "bundle", "hi", "--tools", tmp_path / "tools.json", "--tool-choice", choice)
+        assert json.loads(found.stdout) == [{"id": "abcdefghi", "name": "f", "arguments": {"a": "\u00e9"}}]
+        assert (Said.settings["tools"], Said.settings["tool_choice"]) == (tools, meant)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--json-schema", "none.json"), "none.json"),
+        (("--json-schema", __file__), "is no JSON"),
+        (("--tool-choice", "f"), "--tools FILE"),
+    ],
+)
+@pytest.mark.usefixtures("session")
+def test_files_of_an_answer_that_cannot_be_used_are_named(options, reason):
+    found = invoke("chat", "bundle", "hi", *options)
+    assert found.exit_code == 1
+    assert reason in found.stderr
 
 
 @pytest.mark.parametrize("command", [("run", "bundle", "a.wav"), ("chat", "bundle", "which room?")])
