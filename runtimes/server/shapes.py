@@ -4,6 +4,7 @@ import zlib
 from typing import Any
 
 from ..replies import Reply, Segment, Transcription
+from ..segments import alone
 from ..subtitles import srt, vtt
 
 Document = dict[str, Any]
@@ -40,9 +41,7 @@ def heard_vtt(reply: Reply) -> str:
 
 def segments(reply: Reply) -> tuple[Segment, ...]:
     """The stretches of a recording; a translation is one."""
-    if isinstance(reply, Transcription) and reply.segments:
-        return reply.segments
-    return (Segment(0.0, reply.timings.audio, reply.text, reply.tokens, reply.finish, reply.timings),)
+    return reply.segments if isinstance(reply, Transcription) else alone(reply, None).segments
 
 
 def piece_heard(text: str) -> Document:

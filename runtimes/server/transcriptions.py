@@ -2,8 +2,11 @@
 
 import secrets
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
+from ..replies import Transcription
+from ..segments import joined
 from ..session import Session
 from . import shapes
 from .answering import Events, Whole, answer, in_time
@@ -15,6 +18,7 @@ from .uploads import check_durations, read_form
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 STREAMED = ("json", "text")
+TIMED = ("srt", "verbose_json", "vtt")  # cut where it is quiet, so that there are times
 TRANSLATE = "Translate the speech into English. Answer with the translation alone."
 
 _SHARED = (
@@ -42,11 +46,14 @@ async def transcriptions(service: Service, request: Any) -> Any:
     language, settings = values.get("language"), _settings(values)
 
     def transcribe(session: Session, unwanted: Callable[[], bool]) -> Generator[str, None, Any]:
-        check_durations([file], service.options.max_seconds)
-        if not values.get("stream"):
-            return session.transcribe(file, language=language, **settings, cancelled=unwanted)
+        seconds = check_durations([file], service.options.max_seconds)
+        if values.get("response_format") in TIMED:
+            found = list(session.segments(file, language=language, **settings, cancelled=unwanted))
+            return _of_length(joined(found, session.engine, language), seconds)
         stream = session.stream(file, language=language, **settings, cancelled=unwanted)
-        yield from stream
+        for piece in stream:
+            if values.get("stream"):
+                yield piece
         return stream.reply
 
     return await _answer(service, request, values, transcribe, "transcribe")
@@ -68,6 +75,11 @@ async def translations(service: Service, request: Any) -> Any:
         return stream.reply
 
     return await _answer(service, request, values, translate, "translate")
+
+
+def _of_length(found: Transcription, seconds: float) -> Transcription:
+    """A transcription of a recording so long, silence included."""
+    return replace(found, timings=replace(found.timings, audio=seconds))
 
 
 def _settings(values: dict[str, Any]) -> Any:

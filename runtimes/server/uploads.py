@@ -5,14 +5,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...targets.contract import AudioError
-from ..audio import BLOCK, readable_formats
+from ..audio import audio_blocks, audio_seconds
 from .errors import GONE, ApiError
 from .fields import Field, read
 
 FORM_FIELDS = 64
 FORM_FIELD_BYTES = 1 << 16
-UNKNOWN_FRAMES = 1 << 62  # libsndfile's number of frames of a file that does not say
+COUNTED_RATE = 16000  # Hz
 
 
 async def read_json(request: Any, fields: Sequence[Field]) -> dict[str, Any]:
@@ -57,40 +56,36 @@ async def read_form(request: Any, fields: Sequence[Field]) -> tuple[dict[str, An
     return values, files["file"].file
 
 
-def duration(file: Any) -> float:
-    """The length of a recording in seconds, without keeping any of it; the file is left at its beginning.
+def duration(file: Any, most: float) -> float:
+    """The length of a recording in seconds, with none of it kept; one that does not say is read, to beyond `most` at most.
 
     Raises:
         AudioError: it cannot be read.
     """
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(file) as recording:
-            frames = recording.frames
-            if frames >= UNKNOWN_FRAMES or frames < 0:
-                frames = sum(iter(lambda: len(recording.read(BLOCK, always_2d=True)), 0))
-            seconds = frames / recording.samplerate
-    except (soundfile.LibsndfileError, TypeError, OSError, ZeroDivisionError) as reason:
-        raise AudioError(
-            f"the recording cannot be read as audio: {str(reason).strip().rstrip('.')}. "
-            f"It can be: {', '.join(readable_formats())}."
-        ) from reason
+    seconds = audio_seconds(file)
+    if seconds is not None:
+        return seconds
+    seconds = 0.0
+    for block in audio_blocks(file, target_rate=COUNTED_RATE):
+        seconds += len(block) / COUNTED_RATE
+        if seconds > most:
+            break
     file.seek(0)
-    return float(seconds)
+    return seconds
 
 
-def check_durations(files: Sequence[Any], most: float) -> None:
-    """Refuse recordings that are too long together, before any is decoded.
+def check_durations(files: Sequence[Any], most: float) -> float:
+    """The seconds of recordings, refused where they are too long together, before any is decoded.
 
     Raises:
         ApiError: 400, with the numbers.
         AudioError: one cannot be read.
     """
-    seconds = sum(map(duration, files))
+    seconds = sum(duration(file, most) for file in files)
     if seconds > most:
         message = f"the recording is {seconds:.1f} s long, and this server takes at most {most:g} s in one request."
         raise ApiError(400, message, "audio_too_long", "file")
+    return seconds
 
 
 def _texts(items: Sequence[tuple[str, Any]], fields: Sequence[Field]) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """The server's routes, on a runtime of numpy alone, through real sockets."""
 
 import base64
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -8,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import soundfile
 from ossicle.runtimes.opening import load
-from ossicle.runtimes.replies import Segment
 from ossicle.runtimes.session import Session
 from ossicle.runtimes.subtitles import srt, vtt
 from ossicle.targets.contract import EngineError
@@ -68,21 +70,43 @@ def test_a_transcription_is_the_sessions(client: httpx.Client, expected: Session
     assert (document["engine"], document["timings"]["tokens"]) == ("fake-cpu", len(reply.tokens))
 
 
-def test_a_transcription_as_text_and_with_its_times(client: httpx.Client, expected: Session) -> None:
-    text = expected.transcribe(wav(2.0)).text
+def test_a_transcription_as_text(client: httpx.Client, expected: Session) -> None:
     plain = client.post(TRANSCRIBE, files=_file(wav(2.0)), data={"response_format": "text"})
+    text = expected.transcribe(wav(2.0)).text
     assert (plain.text, plain.headers["content-type"]) == (text + "\n", "text/plain; charset=utf-8")
-    verbose = client.post(TRANSCRIBE, files=_file(wav(2.0)), data={"response_format": "verbose_json"}).json()
-    assert (verbose["task"], verbose["duration"], verbose["text"]) == ("transcribe", 2.0, text)
-    assert [(one["start"], one["end"], one["text"]) for one in verbose["segments"]] == [(0.0, 2.0, text)]
 
 
-def test_a_transcription_as_subtitles(client: httpx.Client, expected: Session) -> None:
-    reply = expected.transcribe(wav(2.0))
-    whole = Segment(0.0, 2.0, reply.text, reply.tokens, reply.finish, reply.timings)
+@pytest.fixture(scope="module")
+def long_file() -> bytes:
+    """Two noises with silence between them, longer than a window together."""
+    sound = [np.frombuffer(wav(seconds)[-64000 * seconds :], np.float32) for seconds in (20, 15)]
+    file = io.BytesIO()
+    soundfile.write(file, np.concatenate([sound[0], np.zeros(32000, np.float32), sound[1]]), 16000, format="FLAC")
+    return file.getvalue()
+
+
+def test_a_transcription_with_its_times(client: httpx.Client, expected: Session, long_file: bytes) -> None:
+    segments = list(expected.segments(long_file, language="en"))
+    data = {"response_format": "verbose_json", "language": "en", "timestamp_granularities[]": ["segment"]}
+    verbose = client.post(TRANSCRIBE, files=_file(long_file), data=data).json()
+    assert (verbose["task"], verbose["language"], verbose["duration"]) == ("transcribe", "en", 37.0)
+    assert len(segments) > 1
+    found = [(one["start"], one["end"], one["text"]) for one in verbose["segments"]]
+    assert found == [(one.start, one.end, one.text) for one in segments]
+
+
+def test_a_transcription_as_subtitles(client: httpx.Client, expected: Session, long_file: bytes) -> None:
+    segments = list(expected.segments(long_file))
     for form, write in (("srt", srt), ("vtt", vtt)):
-        found = client.post(TRANSCRIBE, files=_file(wav(2.0)), data={"response_format": form})
-        assert (found.status_code, found.text) == (200, "".join(write([whole])))
+        found = client.post(TRANSCRIBE, files=_file(long_file), data={"response_format": form})
+        assert (found.status_code, found.text) == (200, "".join(write(segments)))
+
+
+def test_silence_has_no_words(client: httpx.Client) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(32000), 16000, format="WAV")
+    found = client.post(TRANSCRIBE, files=_file(file.getvalue()), data={"response_format": "verbose_json"}).json()
+    assert (found["text"], found["segments"], found["duration"]) == ("", [], 2.0)
 
 
 def test_a_streamed_transcription_adds_up(client: httpx.Client, expected: Session) -> None:
