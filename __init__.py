@@ -9,6 +9,7 @@ _DOORS = {
     "load": "runtimes.opening",
     "transcribe_corpus": "runtimes.corpus_run",
     "doctor": "runtimes.device",
+    "bench": "runtimes.bench",
 }
 
 
