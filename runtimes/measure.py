@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -187,8 +187,9 @@ class Child:
         """End the process."""
         self._child.kill()
         for stream in (self._child.stdin, self._child.stdout, self._printed):
-            if stream is not None:
-                stream.close()
+            with suppress(OSError):  # what was still to be written has nobody to read it
+                if stream is not None:
+                    stream.close()
         self._child.wait()
 
     def _asked(self, action: str, deadline: float, **told: Any) -> dict[str, Any] | None:

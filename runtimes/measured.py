@@ -83,7 +83,7 @@ def read(path: Path) -> Measurements | None:
     """The measurements of a file; None where there are none, or none that can be understood."""
     try:
         return decode(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as reason:
         _say(f"measurements in '{path}' cannot be read, and are made again: {reason}")
