@@ -1,7 +1,7 @@
 """A corpus run that is killed again and again, and the speed of its ways to share a machine.
 
     python benchmarks/corpus.py BUNDLE kill [--files 200] [--kills 6] [--executor processes] [--seed 0]
-    python benchmarks/corpus.py BUNDLE speed [--files 60] [--crews 1x2,2x1] [--rounds 2]
+    python benchmarks/corpus.py BUNDLE speed [--files 60] [--crews 1x2,2x1] [--rounds 2] [--engine onnxruntime]
 
 The corpus is made of the shipped recordings: cut, joined, named with spaces and letters of many scripts; five files are broken.
 `kill` ends the whole process group by SIGKILL at random moments and goes on until the run ends; then every file has to
@@ -25,7 +25,7 @@ import numpy as np
 import ossicle
 import soundfile
 from ossicle.benchmarks.process import machine
-from ossicle.runtimes.corpus_run import Crew, transcribe_corpus
+from ossicle.runtimes.corpus_run import Crew, Loading, transcribe_corpus
 
 SPEECH = Path(__file__).parents[1] / "demo" / "speech"
 RATE = 16000
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--executor", default="processes")
     parser.add_argument("--crews", default="1x2,2x1", help="workers x threads, separated by commas")
+    parser.add_argument("--engine", default="onnxruntime", help="what runs the bundle where speed is measured")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -56,7 +57,7 @@ def main() -> None:
         if options.what == "kill":
             killed(options.bundle, source, Path(scratch) / "out", options)
         else:
-            speeds(options.bundle, source, Path(scratch), options.crews.split(","), options.rounds)
+            speeds(options.bundle, source, Path(scratch), options)
 
 
 def make_corpus(folder: Path, count: int, choose: random.Random) -> Path:
@@ -124,13 +125,20 @@ def entries(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def speeds(bundle: Path, source: Path, scratch: Path, crews: list[str], rounds: int) -> None:
+def speeds(bundle: Path, source: Path, scratch: Path, options: argparse.Namespace) -> None:
     """Print how fast crews are, in turns, so that whatever else the machine does falls on all."""
-    for number in range(rounds):
-        for crew in crews:
+    for number in range(options.rounds):
+        for crew in options.crews.split(","):
             workers, threads = map(int, crew.split("x"))
             out, started = scratch / f"{crew}-{number}", time.perf_counter()
-            summary = transcribe_corpus(bundle, source, out, language="en", crew=Crew("processes", workers, threads))
+            summary = transcribe_corpus(
+                bundle,
+                source,
+                out,
+                language="en",
+                loading=Loading(options.engine),
+                crew=Crew("processes", workers, threads),
+            )
             seconds = time.perf_counter() - started
             print(
                 f"{crew}: {summary.times_real_time:.1f} times real time; {summary.run_seconds:.1f} s of {seconds:.1f} s"

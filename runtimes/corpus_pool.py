@@ -66,6 +66,7 @@ class Pool:
         self._helpers = [make() for _ in range(workers)]
         self._threads = [threading.Thread(target=self._work, args=(one,), daemon=True) for one in self._helpers]
         self._running = workers
+        self._first, self._is_known = threading.Lock(), False
         self.refusals: list[str] = []  # why workers could not be opened
 
     def take(self) -> Result | None:
@@ -120,16 +121,25 @@ class Pool:
             return None
 
     def _opened(self, helper: Helper) -> bool:
-        said = self._said(helper)
+        said = self._first_said(helper)
         if "error" not in said and said["bundle"] != self._bundle:
             said = {"error": "the bundle that it found is another one than the run was begun on"}
         if "error" in said:
             self.refusals.append(said["error"])
         return "error" not in said
 
+    def _first_said(self, helper: Helper) -> dict[str, Any]:
+        """What a worker says when it is opened. The first is opened alone: the others choose an engine by what it measured."""
+        with self._first:
+            if not self._is_known:
+                said = self._said(helper)
+                self._is_known = True
+                return said
+        return self._said(helper)
+
     @staticmethod
     def _said(helper: Helper) -> dict[str, Any]:
-        """What a worker says when it is opened; one that died at it is started once more."""
+        """What a worker says; one that died at it is started once more."""
         said: dict[str, Any] = {}
         for _ in range(TRIES):
             try:

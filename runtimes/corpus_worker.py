@@ -47,7 +47,11 @@ class Worker:
         except OssicleError as reason:
             return {"error": _one_line(reason), "again": True}
         timings = {name: round(value, 4) for name, value in vars(found.timings).items()}
-        return {"text": found.text, "engine": found.engine, "finish": found.finish, "timings": timings}
+        answer = {"text": found.text, "engine": found.engine, "finish": found.finish, "timings": timings}
+        if len(found.segments) > 1:
+            parts = [{"start": one.start, "end": one.end, "text": one.text} for one in found.segments]
+            return {**answer, "segments": parts}
+        return answer
 
 
 def digest(bundle: Path) -> str:
