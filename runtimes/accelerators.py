@@ -130,7 +130,7 @@ def _hexagon(machine: Machine) -> bool:
 
 def _mac(machine: Machine) -> Iterable[Accelerator]:
     for told in _listed(machine.ask(("system_profiler", "-json", "SPDisplaysDataType")), "SPDisplaysDataType"):
-        name = str(told.get("sppci_model", "GPU"))
+        name = str(told.get("sppci_model") or "GPU")
         vendor = next((vendor for vendor in ("apple", "amd", "intel", "nvidia") if vendor in name.lower()), "apple")
         yield Accelerator("gpu", vendor, name, driver="macOS")
     if machine.architecture == "arm64":

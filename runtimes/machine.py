@@ -10,6 +10,7 @@ from typing import Any
 
 LONGEST = 10.0  # seconds that a command of the system may take
 LARGEST = 1 << 22  # bytes that are read of a file
+_DIGITS = 32
 
 
 def _answer(command: Sequence[str]) -> str:
@@ -39,17 +40,12 @@ class Machine:
     ask: Callable[[Sequence[str]], str] = _answer
     library: Callable[[str], Any | None] = _library
 
-    @property
-    def here(self) -> bool:
-        """Whether this is the machine that the process runs on."""
-        return self.root == Path("/") and self.system == platform.system()
-
     def text(self, path: str | Path) -> str:
         """A small file's text, `path` under the root; "" where it cannot be read."""
         try:
             with (self.root / path).open("rb") as stream:
                 return stream.read(LARGEST).decode("utf-8", "replace").strip("\0 \t\r\n")
-        except OSError:
+        except (OSError, ValueError):  # a path with a zero in it is a ValueError
             return ""
 
     def number(self, path: str | Path) -> int | None:
@@ -75,11 +71,12 @@ HERE = Machine()
 
 
 def number(text: str) -> int | None:
-    """A whole number, decimal or with 0x; None where the text is none."""
+    """A whole number from 0 up, decimal or with 0x; None where the text is none that a machine would say."""
     try:
-        return int(text, 16 if text.lower().startswith("0x") else 10)
+        held = int(text[:_DIGITS], 16 if text.lower().startswith("0x") else 10)
     except ValueError:
         return None
+    return held if held >= 0 and len(text) < _DIGITS else None
 
 
 def fields(text: str) -> dict[str, str]:

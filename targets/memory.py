@@ -72,5 +72,5 @@ def _number(text: str) -> int | None:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
+    except (OSError, ValueError):  # a path with a zero in it is a ValueError
         return ""

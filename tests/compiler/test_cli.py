@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +11,15 @@ from typing import ClassVar
 
 import ossicle
 import pytest
-from ossicle.compiler import checkpoint, cli, cli_common, cli_progress, figures, verify
+from ossicle.compiler import checkpoint, cli, cli_common, cli_doctor, cli_progress, figures, verify
 from ossicle.runtimes import replies
+from ossicle.runtimes.accelerators import Accelerator
+from ossicle.runtimes.device import fingerprint
 from ossicle.runtimes.replies import Segment
 from ossicle.runtimes.tools import ToolCall
 from ossicle.targets.contract import AudioError, BundleError, Thresholds
 from ossicle.targets.recipes import RECIPES
+from ossicle.tests.fakes import write_bundle
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -283,10 +286,60 @@ def test_targets_lists_the_recipes_that_each_holds():
 
 
 def test_doctor_prints_json_alone():
-    document = json.loads(invoke("doctor", "--json").stdout)
+    document = json.loads(invoke("doctor", "--json", "--no-measure").stdout)
+    assert (document["version"], document["bandwidth"]) == (1, None)
     assert document["processor"]["cores"] >= 1
-    assert "onnxruntime" in [runtime["name"] for runtime in document["runtimes"]]
-    assert "onnxruntime" in invoke("doctor").stdout
+    assert document["fingerprint"] == fingerprint(ossicle.doctor())
+    (runtime,) = (one for one in document["runtimes"] if one["name"] == "onnxruntime")
+    assert (runtime["usable"], runtime["missing"], runtime["command"]) == (True, None, None)
+    directml = runtime["providers"]["directml"]
+    assert (directml["usable"], directml["missing"], directml["command"]) == (False, "system", None)
+    assert directml["reason"] == "it needs Windows, and this is Linux"
+    assert runtime["providers"]["openvino"]["command"] == "pip install onnxruntime-openvino"
+
+
+def test_the_page_of_doctor_shows_every_name_of_its_document(tmp_path):
+    page = (Path(cli.__file__).parents[1] / "docs" / "doctor.md").read_text()
+    example = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    gpu = Accelerator("gpu", "nvidia", "NVIDIA L4", "580.65", 24 << 30, "8.9")
+    facts = replace(ossicle.doctor(), accelerators=(gpu,))
+    found = cli_doctor.document(facts, write_bundle(tmp_path))
+    levels = (
+        lambda held: held,
+        lambda held: held["processor"],
+        lambda held: held["accelerators"][0],
+        lambda held: held["runtimes"][0],
+        lambda held: held["runtimes"][0]["providers"]["cuda"],
+        lambda held: held["bundle"],
+        lambda held: held["bundle"]["stages"][0],
+    )
+    for level in levels:
+        assert set(level(example)) == set(level(found))
+
+
+def test_doctor_shows_the_machine_and_every_engine():
+    found = invoke("doctor")
+    assert "is read at" in found.stdout
+    assert " GB/s" in found.stdout
+    for runtime in ossicle.doctor().runtimes:
+        assert f" {runtime.name} " in found.stdout
+
+
+def test_doctor_says_of_every_engine_whether_it_can_run_a_bundle(tmp_path):
+    manifest = write_bundle(tmp_path / "bundle")
+    shown = invoke("doctor", "--no-measure", "--bundle", tmp_path / "bundle").stdout
+    assert f"stage of {manifest.name}" in shown
+    document = json.loads(invoke("doctor", "--no-measure", "--json", "--bundle", tmp_path / "bundle").stdout)
+    stages = document["bundle"]["stages"]
+    assert {one["engine"] for one in stages} == {runtime["name"] for runtime in document["runtimes"]}
+    assert {one["stage"] for one in stages} == {"encoder", "prefill", "decoder"}
+    assert all("no artifacts for target" in one["reason"] for one in stages)
+
+
+def test_doctor_refuses_a_folder_that_is_no_bundle(tmp_path):
+    found = invoke("doctor", "--bundle", tmp_path)
+    assert found.exit_code == 1
+    assert str(tmp_path) in found.stderr
 
 
 @pytest.mark.parametrize(
