@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..targets import memory
 from .processor import Processor
 
-LEAST, MOST = 1 << 26, 1 << 29  # bytes that are read in a pass
+LEAST, MOST = 1 << 28, 1 << 29  # bytes that are read in a pass
 PASSES = 9
 SECONDS = 0.25  # after which no further pass begins
 
@@ -19,7 +19,7 @@ def read_bandwidth(processor: Processor) -> float | None:
     """Bytes a second that all usable cores together read from memory; None where too little memory is free to tell.
 
     Every core takes the largest number of its own part of an int32 array, over and over; the fastest pass counts. The array
-    is four times the last cache, so that little of a pass comes from there. It takes about half a second.
+    is at least four times the last cache, so that little of a pass comes from there. It takes about half a second.
     """
     size = _size(processor)
     if size is None:
@@ -32,11 +32,11 @@ def read_bandwidth(processor: Processor) -> float | None:
 
 
 def _size(processor: Processor) -> int | None:
-    """Bytes to read in a pass: at most an eighth of what is free, and no fewer than what tells memory from caches."""
+    """Bytes to read in a pass: at most a quarter of what is free, and no fewer than what tells memory from caches."""
     last = max(processor.caches.values(), default=LEAST)
     wanted = min(max(4 * last, LEAST), MOST)
     free = memory.available()
-    return None if free is not None and free // 8 < wanted else wanted
+    return None if free is not None and free // 4 < wanted else wanted
 
 
 def _passes(threads: ThreadPoolExecutor, parts: list[NDArray[np.int32]]) -> list[float]:

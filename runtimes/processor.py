@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from .arm_cores import PARTS
 from .machine import HERE, Machine, fields, number
 
 # Every instruction set that is told of, by one name on every system, and the flag that Linux has for it.
@@ -48,41 +49,6 @@ _WINDOWS = {
     "bf16": 68,
     "sme": 70,
     "sme2": 71,
-}
-
-# ARM's processors do not say their name: MIDR_EL1's implementer and part do.
-_PARTS = {
-    0x41: {
-        0xD03: "Cortex-A53",
-        0xD05: "Cortex-A55",
-        0xD07: "Cortex-A57",
-        0xD08: "Cortex-A72",
-        0xD0A: "Cortex-A75",
-        0xD0B: "Cortex-A76",
-        0xD0D: "Cortex-A77",
-        0xD41: "Cortex-A78",
-        0xD42: "Cortex-A78AE",
-        0xD44: "Cortex-X1",
-        0xD46: "Cortex-A510",
-        0xD47: "Cortex-A710",
-        0xD48: "Cortex-X2",
-        0xD4D: "Cortex-A715",
-        0xD4E: "Cortex-X3",
-        0xD80: "Cortex-A520",
-        0xD81: "Cortex-A720",
-        0xD82: "Cortex-X4",
-        0xD85: "Cortex-X925",
-        0xD87: "Cortex-A725",
-        0xD0C: "Neoverse-N1",
-        0xD49: "Neoverse-N2",
-        0xD40: "Neoverse-V1",
-        0xD4F: "Neoverse-V2",
-        0xD84: "Neoverse-V3",
-        0xD8E: "Neoverse-N3",
-    },
-    0x4E: {0x004: "Carmel"},
-    0x51: {0x001: "Oryon", 0x800: "Kryo", 0x802: "Kryo 3xx Gold", 0x803: "Kryo 3xx Silver", 0x804: "Kryo 4xx Gold"},
-    0xC0: {0xAC3: "Ampere-1", 0xAC4: "Ampere-1A"},
 }
 
 
@@ -203,7 +169,7 @@ def _linux_name(machine: Machine, blocks: Sequence[Mapping[str, str]]) -> str:
 
 def _part(block: Mapping[str, str]) -> str:
     implementer, part = (number(block.get(name, "")) for name in ("CPU implementer", "CPU part"))
-    known = _PARTS.get(implementer or 0, {}).get(part or 0)
+    known = PARTS.get(implementer or 0, {}).get(part or 0)
     return known or f"ARM {block.get('CPU implementer', '?')}:{block.get('CPU part', '?')}"
 
 
