@@ -4,8 +4,8 @@
     python benchmarks/corpus.py BUNDLE speed [--files 60] [--crews 1x2,2x1] [--rounds 2] [--engine onnxruntime]
 
 The corpus is made of the shipped recordings: cut, joined, named with spaces and letters of many scripts; five files are broken.
-`kill` ends the whole process group by SIGKILL at random moments, every third time before it has begun, and goes on; then every file has to
-be there once, with the text that a session by itself gives.
+`kill` ends the whole process group by SIGKILL at random moments, every third time before it has begun, and goes on. Then every
+file has to be there once, with the text that a session by itself gives.
 """
 
 import argparse
