@@ -15,6 +15,28 @@ def _logits(seed: int) -> np.ndarray:
 
 @given(
     seed=st.integers(0, 10**6),
+    temperature=st.sampled_from([0.0, 0.7, 5.0]),
+    top_k=st.integers(0, 5),
+    top_p=st.floats(0.05, 1.0),
+    penalty=st.sampled_from([1.0, 1.3]),
+    allowed=st.sets(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9),
+)
+@settings(max_examples=60, deadline=None)
+def test_only_what_is_allowed_is_chosen(
+    seed: int, temperature: float, top_k: int, top_p: float, penalty: float, allowed: set[int]
+) -> None:
+    mask = np.zeros(VOCABULARY, bool)
+    mask[list(allowed)] = True
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty=penalty, seed=seed)
+    chooser, logits = Chooser(sampling, VOCABULARY, prompt=[0, 1, 2]), _logits(seed)
+    chosen = [chooser.choose(logits, mask) for _ in range(8)]
+    assert set(chosen) <= allowed
+    if temperature == 0 and penalty == 1:
+        assert chosen[0] == max(allowed, key=lambda token: logits[token])
+
+
+@given(
+    seed=st.integers(0, 10**6),
     temperature=st.floats(0.2, 3.0),
     top_k=st.integers(0, VOCABULARY + 5),
     top_p=st.floats(0.05, 1.0),
