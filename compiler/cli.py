@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from . import cli_bench, cli_build, cli_corpus, cli_plan, cli_run, cli_serve  # noqa: F401 - their commands register themselves
-from .cli_common import Json, app, guarded, needs_build_extra, options, print_json
+from .cli_common import Json, app, guarded, needs_build_extra, options, print_json, tell
 
 
 def _print_version(asked: bool) -> None:
@@ -33,6 +33,7 @@ def common(
 ) -> None:
     """Options before any command."""
     options["debug"] = debug
+    tell()
     if not debug:
         _hush()
 

@@ -1,8 +1,10 @@
 """`ossicle bench`: what each engine takes for each stage of a bundle here, and why it is chosen or not."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
+from rich.filesize import decimal
 
 from .cli_common import Bundle, Json, app, guarded, print_json
 
@@ -30,15 +32,14 @@ def bench(
 
 
 def show(found: Any) -> None:
-    """The verdicts of a bench as two tables."""
-    from rich.filesize import decimal
-
+    """The verdicts of a bench as tables: engines that could run a stage, plans for the whole, engines that cannot."""
     from .cli_show import console, table
 
     out = console()
     rows = [
         (one.stage, one.engine, _threads([one.threads]), _time(one), decimal(one.memory), one.reason)
         for one in found.stages
+        if one.possible
     ]
     out.print(table(("stage", "engine", "threads", "measured", "memory", ""), rows))
     plans = [
@@ -46,7 +47,17 @@ def show(found: Any) -> None:
         for one in found.plans
     ]
     out.print(table(("plan", "threads", "in all", "memory", ""), plans))
+    out.print(table(("not possible here", "for", "why"), _impossible(found.stages)))
     out.print(f"Runs here as: {found.plan} (measured in {found.seconds:.1f} s)")
+
+
+def _impossible(verdicts: Iterable[Any]) -> list[tuple[str, str, str]]:
+    """Each engine that cannot run a stage, with the stages that one reason keeps it from."""
+    stages: dict[tuple[str, str], list[str]] = {}
+    for one in verdicts:
+        if not one.possible:
+            stages.setdefault((one.engine, one.reason), []).append(one.stage)
+    return [(engine, ", ".join(held), reason) for (engine, reason), held in stages.items()]
 
 
 def _time(one: Any) -> str:

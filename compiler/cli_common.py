@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -55,6 +56,23 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 def complain(message: str) -> None:
     """One line on standard error."""
     typer.echo(f"ossicle: {' '.join(message.split())}", err=True)
+
+
+class _Told(logging.Handler):
+    """What is logged, on standard error as it is then."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(self.format(record), err=True)
+
+
+def tell() -> None:
+    """Show on standard error what ossicle says of its own work: that it measures, that an engine gave way."""
+    logger = logging.getLogger("ossicle")
+    if not logger.handlers:
+        handler = _Told()
+        handler.setFormatter(logging.Formatter("ossicle: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def needs_build_extra(what: str) -> None:

@@ -24,6 +24,7 @@ class Verdict:
     seconds: float | None  # of a window, of its prompt, of a token; None where it was not measured
     rate: float | None
     memory: int  # bytes that it was measured to take with its other stages, or is reckoned to
+    possible: bool
     chosen: bool
     reason: str
 
@@ -96,6 +97,7 @@ def _verdict(choices: Choices, found: Measurements, chosen: Plan, one: Candidate
         seconds,
         _rate(choices, one.stage, seconds),
         max((row.memory for row in rows), default=0) or one.need.total,
+        one.reason is None,
         taken,
         _chosen_why(seconds, one) if taken else one.reason or failed or _behind(found, chosen, one, seconds),
     )
@@ -147,5 +149,5 @@ def _plans(found: Measurements, ranked: Sequence[Ranked]) -> Iterator[PlanVerdic
             total,
             row.memory if row else 0,
             place == 0,
-            (row and row.reason) or one.why,
+            one.why if total is not None or row is None else row.reason or one.why,
         )

@@ -177,9 +177,9 @@ def _candidate(
     takes = need(manifest, told.target, stage, kind, wanted.context, wanted.kv_cache)
     reasons = (
         refusal(told, manifest, stage),
+        unchosen(told),
         _part_refusal(runtime, stage),
         told.providers.get(provider),
-        unchosen(told),
         None if kind else f"provider {provider} leaves the choice to its engine, and is only taken by name",
         _half_refusal(told.name, provider, manifest),
         None if wanted.allow_failed else _failure(manifest, told.target),

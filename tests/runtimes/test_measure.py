@@ -1,7 +1,6 @@
 """Measuring: turns, budget, failures, the plans that engines promise; and what is kept of it, whatever happens to the file."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -352,4 +351,3 @@ def test_the_users_own_cache_folder_is_taken(monkeypatch: pytest.MonkeyPatch, tm
         assert cache._cache() == tmp_path / "ossicle"
     assert json.loads(encode(KEPT))["version"] == 1
     assert os.environ[cache.SWITCH] == "0"
-    assert logging.getLogger("ossicle").handlers == []
