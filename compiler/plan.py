@@ -139,8 +139,7 @@ def size(model: Model, target: str, recipe: Recipe, context: int) -> Size:
     }
     text = model.family.text_format(model.config, {})
     width = 2 if sizes.computes_in(target, recipe) == "float16" else 4
-    if target != "gguf":
-        stored[f"{target} decoder"] += width * min(context, text.context) * text.head_dim  # sines and cosines
+    stored[f"{target} decoder"] += sizes.table_width(target, width) * min(context, text.context) * text.head_dim
     embedding = sizes.embedding_bytes(target, model.family.EMBEDDING, recipe, weights)
     decoder = stored[f"{target} decoder"] - (embedding if target == "gguf" else 0)
     encoder = next(held for name, held in stored.items() if name.endswith("audio_encoder"))

@@ -29,6 +29,11 @@ def embedding_bytes(target: str, name: str, recipe: Recipe, weights: WeightStore
     return stage_bytes(target, gguf.EMBEDDING, (name,), recipe, weights)
 
 
+def table_width(target: str, width: int) -> int:
+    """Bytes of a sine or cosine in the decoder's table, where floats have `width`; llama.cpp computes them itself."""
+    return {"gguf": 0, "openvino": 4}.get(target, width)
+
+
 def computes_in(target: str, recipe: Recipe) -> str:
     """What a target's floats are stored in and its engine computes with: "float32" or "float16"."""
     return tensorrt.compute(recipe) if target in ("coreml", "tensorrt") else recipe.compute
