@@ -24,8 +24,8 @@ class Share:
 def share(manifest: Manifest, workers: int, threads: int, files: int) -> Share:
     """What is asked for; where nothing is, a worker a core, as far as memory goes and there are files for them.
 
-    Recordings are independent, so that workers never wait for each other as threads do. What that gains on a machine is measured
-    by benchmarks/corpus.py.
+    Recordings are independent, so that workers never wait for each other as threads do. What that gains on a machine is
+    measured by benchmarks/corpus.py.
     """
     return divide(usable_cores(), memory.available(), memory_of(manifest), workers, threads, files)
 
