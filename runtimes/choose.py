@@ -1,7 +1,7 @@
 """Candidates of each stage -> plans for the whole, ranked: what is named is taken, what fits into memory is offered."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..targets.manifest import Manifest
@@ -10,8 +10,8 @@ from .device import DeviceFacts, doctor, runtime_facts
 from .measurements import ANSWER, NOISE, Measurements
 from .needs import room, size
 from .plans import AUTO, STAGES, Placement, Plan, Stage, asked, placement
-from .registry import runtimes
-from .select import Candidate, Wanted, candidates, none_left, refusal, unknown
+from .registry import runtimes, unknown
+from .select import Candidate, Wanted, candidates, none_left, refusal
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,15 @@ def by_measurement(choices: Choices, measurements: Measurements) -> tuple[Ranked
     if not found and not rest:
         return by_rank(choices)
     return (*found, *rest)
+
+
+def distinct(ranked: Sequence[Ranked]) -> tuple[Ranked, ...]:
+    """The first of those plans that differ in numbers of threads alone, which would fail together."""
+    first: dict[Plan, Ranked] = {}
+    for one in ranked:
+        bare = (placed and replace(placed, threads=0) for placed in (getattr(one.plan, stage) for stage in STAGES))
+        first.setdefault(Plan(*bare), one)
+    return tuple(first.values())
 
 
 def simplest_best(totals: Mapping[Plan, float]) -> Plan:

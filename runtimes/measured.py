@@ -27,6 +27,7 @@ from .measurements import Measurements, decode, encode
 
 FOLDER, SWITCH = "OSSICLE_CACHE", "OSSICLE_MEASURE"
 _PAUSE = 0.1  # seconds between two looks at a lock
+_SLACK = 5.0  # seconds more than the budget that another process is waited for: it may have begun just now
 
 _log = logging.getLogger("ossicle")
 
@@ -53,7 +54,7 @@ def measured(
     path = file(folder, choices, options)
     if not again and (found := read(path)):
         return found
-    with _turn(path, budget) as reason:
+    with _turn(path, budget + _SLACK) as reason:
         if reason:
             _say(f"engines are chosen by rank, not by measurement: {reason}")
             return None

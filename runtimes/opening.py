@@ -8,7 +8,7 @@ from ..targets import manifest as manifests
 from ..targets.contract import BundleError, EngineError
 from ..targets.manifest import Manifest
 from .base import Engine, Options, Runtime
-from .choose import Choices, Ranked, by_measurement, by_rank, consider
+from .choose import Choices, Ranked, by_measurement, by_rank, consider, distinct
 from .fallback import FallbackEngine, Way
 from .measured import measured
 from .measured import wanted as wanted_here
@@ -75,7 +75,7 @@ def _opened(folder: Path, choices: Choices, ranked: Sequence[Ranked], options: O
     """The first plan, with the others to give way to."""
     ways = [
         Way(str(one.plan), partial(open_plan, folder, choices.manifest, one.plan, options, choices.runtime))
-        for one in ranked
+        for one in distinct(ranked)
     ]
     return FallbackEngine(ways) if len(ways) > 1 else ways[0].open()
 

@@ -1,5 +1,6 @@
 """Which runtimes there are: one module beside this one for each."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
@@ -25,8 +26,13 @@ def runtime(name: str) -> Runtime:
     for one in known:
         if one.name == name:
             return one
+    raise unknown(name, known)
+
+
+def unknown(engine: str, known: Sequence[Runtime]) -> EngineError:
+    """The error that an engine of this name is not known."""
     possible = ", ".join(["auto", *(one.name for one in known)])
-    raise EngineError(f"engine '{name}' is unknown (it can be: {possible}). See them with: ossicle doctor")
+    return EngineError(f"engine '{engine}' is unknown (it can be: {possible}). See them with: ossicle doctor")
 
 
 def installed(package: str) -> str | None:

@@ -14,7 +14,7 @@ from .base import DecoderRuntime, EncoderRuntime, Runtime, encoder_lacking
 from .device import DeviceFacts, RuntimeFacts, runtime_facts
 from .needs import Need, need, room, size
 from .plans import STAGES, Placement, Stage
-from .registry import runtimes
+from .registry import runtimes, unknown
 
 CONTEXT = (
     4096  # tokens that memory is reckoned for where nobody says how many: five minutes of audio and their transcript
@@ -111,9 +111,10 @@ def select(manifest: Manifest, engine: str = "auto", known: Sequence[Runtime] | 
     Raises:
         EngineError: there is none; every refusal with its reason.
     """
-    named = [runtime for runtime in (runtimes() if known is None else known) if engine in ("auto", runtime.name)]
+    every = runtimes() if known is None else known
+    named = [runtime for runtime in every if engine in ("auto", runtime.name)]
     if not named:
-        raise unknown(engine, known)
+        raise unknown(engine, every)
     ranked = choices(manifest, named)
     if engine == "auto":
         ranked = tuple(Choice(one.runtime, one.reason or unchosen(runtime_facts(one.runtime))) for one in ranked)
@@ -121,12 +122,6 @@ def select(manifest: Manifest, engine: str = "auto", known: Sequence[Runtime] | 
         if choice.reason is None:
             return choice.runtime
     raise none_left(manifest, {choice.runtime.name: choice.reason for choice in ranked})
-
-
-def unknown(engine: str, known: Sequence[Runtime] | None = None) -> EngineError:
-    """The error that an engine of this name is not known."""
-    possible = ", ".join(["auto", *(runtime.name for runtime in (runtimes() if known is None else known))])
-    return EngineError(f"engine '{engine}' is unknown (it can be: {possible}). See them with: ossicle doctor")
 
 
 def none_left(manifest: Manifest, reasons: Mapping[str, Any]) -> EngineError:

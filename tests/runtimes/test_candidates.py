@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from ossicle.runtimes.accelerators import Accelerator
-from ossicle.runtimes.choose import Choices, by_measurement, by_rank, misfit, simplest_best
+from ossicle.runtimes.choose import Choices, by_measurement, by_rank, distinct, misfit, simplest_best
 from ossicle.runtimes.device import DeviceFacts, RuntimeFacts
 from ossicle.runtimes.measurements import Measurements, Row, Times, of_plan, with_threads
 from ossicle.runtimes.plans import Placement, Plan, asked, one
@@ -255,6 +255,14 @@ def test_measurements_stand_above_rank_and_failures_below(manifest: Manifest) ->
     ]
     assert by_measurement(found, measured)[0].why == "measured: 1.00 s for a window of audio, its prompt and 100 tokens"
     assert by_measurement(found, Measurements()) == by_rank(found)
+
+
+def test_plans_that_differ_in_threads_alone_fail_together(manifest: Manifest) -> None:
+    found = choices(RTX_PC, manifest)
+    fast = with_threads(MIX, ORT, 4)
+    ranked = by_measurement(found, rows({one(ORT): 3.0, MIX: 1.0, fast: 0.5}))
+    assert [each.plan for each in ranked][:3] == [fast, MIX, one(ORT)]
+    assert [each.plan for each in distinct(ranked)][:2] == [fast, one(ORT)]
 
 
 def test_candidates_are_pure(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

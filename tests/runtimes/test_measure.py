@@ -310,8 +310,13 @@ def holder(path: Path, seconds: float) -> "subprocess.Popen[str]":
 
 @pytest.mark.usefixtures("kept")
 def test_two_processes_do_not_measure_at_once(
-    bundle: Path, counted: list[float], three: Choices, caplog: pytest.LogCaptureFixture
+    bundle: Path,
+    counted: list[float],
+    three: Choices,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(cache, "_SLACK", 0.0)
     path = cache.file(bundle, three, Options())
     with holder(path, 60) as other:
         started = monotonic()
