@@ -1,18 +1,17 @@
 """Who is let in: so many requests at a time, none once the server is ending."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from .errors import ApiError
+from .errors import GONE, ApiError
 from .jobs import Job, Work, Workers
 
 
 class Places:
-    """The places of a server: a request holds one from its arrival until its answer is sent, its upload included."""
+    """The places of a server: a request holds one from its arrival until its answer is sent and no thread works for it."""
 
     def __init__(self, most: int, timeout: float, workers: Workers) -> None:
         self.most = most
@@ -56,7 +55,6 @@ class Visit:
         self._workers = workers
         self._leave = leave
         self._behind = AsyncExitStack()
-        self._task = asyncio.current_task()
         self._why: ApiError | None = None
 
     def start(self, work: Work) -> Job:
@@ -83,10 +81,14 @@ class Visit:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave(self)
-        if self.job is not None:
-            self.job.give_up(ApiError(499, "the client went away.", "cancelled"))
-        await self._behind.aclose()
+        try:
+            if self.job is not None:
+                self.job.give_up(ApiError(GONE, "the client went away.", "cancelled"))
+                self._workers.forget(self.job)
+                await self.job.left.wait()
+            await self._behind.aclose()
+        finally:
+            self._leave(self)
 
 
 def ending() -> ApiError:

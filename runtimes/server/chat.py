@@ -69,11 +69,11 @@ async def completions(service: Service, request: Any) -> Any:
     values = await in_time(request, read_json(request, COMPLETION))
     name = service.check_model(values.get("model"))
     messages, files = await asyncio.to_thread(conversation, values["messages"])
+    await check_durations(files, service.options.max_seconds)
     settings = _settings(values) | {name: values[name] for name in CALLS if name in values}
     is_streamed = bool(values.get("stream"))
 
     def converse(session: Session, unwanted: Callable[[], bool]) -> Generator[str, None, Any]:
-        check_durations(files, service.options.max_seconds)
         stream = session.stream(messages, **settings, cancelled=unwanted)
         for piece in stream:
             if is_streamed:

@@ -29,6 +29,7 @@ class Job:
         self._found: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._unwanted = Event()
         self._ended = False
+        self.left = asyncio.Event()  # no thread is at it, or will be: what it reads may be closed
 
     @property
     def unwanted(self) -> bool:
@@ -42,8 +43,15 @@ class Job:
 
     def tell(self, kind: str, value: Any) -> None:
         """Hand over what a thread found."""
+        self._call(self._found.put_nowait, (kind, value))
+
+    def leave(self) -> None:
+        """Say that no thread is at it any more."""
+        self._call(self.left.set)
+
+    def _call(self, told: Callable[..., object], *values: Any) -> None:
         if not self._loop.is_closed():  # closed: the server has ended without waiting for this job
-            self._loop.call_soon_threadsafe(self._found.put_nowait, (kind, value))
+            self._loop.call_soon_threadsafe(told, *values)
 
     async def pieces(self) -> AsyncIterator[Any]:
         """Pieces of text as they come, and then the answer itself, the only one that is no text.
@@ -102,6 +110,13 @@ class Workers:
             self._jobs.append(job)
             self._changed.notify()
 
+    def forget(self, job: Job) -> None:
+        """Take a job out of the queue, if it is still there."""
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+                job.leave()
+
     def patience(self) -> int:
         """Seconds after which a place is likely to be free, at least one."""
         ahead = self.waiting + self.running
@@ -122,6 +137,7 @@ class Workers:
         while (job := self._next()) is not None:
             job.started = monotonic()
             _work(job, session)
+            job.leave()
             seconds = monotonic() - job.started
             with self._changed:
                 self._at_work.remove(job)
@@ -135,6 +151,7 @@ class Workers:
                     if not job.unwanted:
                         self._at_work.append(job)
                         return job
+                    job.leave()
                 if self._ending:
                     return None
                 self._changed.wait()

@@ -42,11 +42,11 @@ TRANSLATION = _SHARED
 async def transcriptions(service: Service, request: Any) -> Any:
     """The words of a recording, whole or as they are found."""
     values, file = await in_time(request, read_form(request, TRANSCRIPTION))
-    _check(values)
+    _check(service, values)
+    seconds = await check_durations([file], service.options.max_seconds)
     language, settings = values.get("language"), _settings(values)
 
     def transcribe(session: Session, unwanted: Callable[[], bool]) -> Generator[str, None, Any]:
-        seconds = check_durations([file], service.options.max_seconds)
         if values.get("response_format") in TIMED:
             found = list(session.segments(file, language=language, **settings, cancelled=unwanted))
             return _of_length(joined(found, session.engine, language), seconds)
@@ -62,12 +62,12 @@ async def transcriptions(service: Service, request: Any) -> Any:
 async def translations(service: Service, request: Any) -> Any:
     """What a recording says, in English: the model is asked in words, since it has no mode for it."""
     values, file = await in_time(request, read_form(request, TRANSLATION))
-    _check(values)
+    _check(service, values)
+    await check_durations([file], service.options.max_seconds)
     content = [{"type": "audio", "audio": file}, {"type": "text", "text": TRANSLATE}]
     settings = _settings(values)
 
     def translate(session: Session, unwanted: Callable[[], bool]) -> Generator[str, None, Any]:
-        check_durations([file], service.options.max_seconds)
         stream = session.stream([{"role": "user", "content": content}], **settings, cancelled=unwanted)
         for piece in stream:
             if values.get("stream"):
@@ -88,8 +88,9 @@ def _settings(values: dict[str, Any]) -> Any:
     return {"temperature": temperature, "seed": values.get("seed", drawn)}
 
 
-def _check(values: dict[str, Any]) -> None:
+def _check(service: Service, values: dict[str, Any]) -> None:
     """What the table of fields cannot say."""
+    service.check_model(values.get("model"))
     if values.get("include"):
         raise ApiError(400, "'include' must be empty: log probabilities are not given.", None, "include")
     if set(values.get("timestamp_granularities", ())) - {"segment"}:
@@ -102,7 +103,6 @@ def _check(values: dict[str, Any]) -> None:
 
 
 async def _answer(service: Service, request: Any, values: dict[str, Any], work: Work, task: str) -> Any:
-    service.check_model(values.get("model"))
     if values.get("stream"):
         return await answer(
             request, service.metrics, work, Events((), shapes.piece_heard, lambda r: [shapes.all_heard(r)])

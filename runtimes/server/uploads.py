@@ -74,14 +74,14 @@ def duration(file: Any, most: float) -> float:
     return seconds
 
 
-def check_durations(files: Sequence[Any], most: float) -> float:
-    """The seconds of recordings, refused where they are too long together, before any is decoded.
+async def check_durations(files: Sequence[Any], most: float) -> float:
+    """The seconds of recordings, refused where they are too long together, before they are queued.
 
     Raises:
         ApiError: 400, with the numbers.
         AudioError: one cannot be read.
     """
-    seconds = sum(duration(file, most) for file in files)
+    seconds = sum([await asyncio.to_thread(duration, file, most) for file in files])
     if seconds > most:
         message = f"the recording is {seconds:.1f} s long, and this server takes at most {most:g} s in one request."
         raise ApiError(400, message, "audio_too_long", "file")

@@ -18,7 +18,7 @@ from ossicle.runtimes.server.options import ServerOptions, is_local
 from ossicle.runtimes.server.running import listen, url
 from ossicle.runtimes.server.service import Service
 from ossicle.targets.contract import ServerError
-from ossicle.tests.fakes import FakeRuntime, write_bundle
+from ossicle.tests.fakes import FakeEngine, FakeRuntime, write_bundle
 from ossicle.tests.servers import served, slow_session, wav
 
 TRANSCRIBE, CHAT = "/v1/audio/transcriptions", "/v1/chat/completions"
@@ -165,6 +165,28 @@ def test_a_client_that_goes_away_while_it_waits_leaves_its_place(slow: tuple[str
         httpx.post(address + TRANSCRIBE, files=_file(), timeout=httpx.Timeout(5, read=0.1))
     _until(lambda: (behind.workers.waiting, behind.places.taken) == (0, 1), 2.0)
     first.join()
+
+
+def test_a_place_is_free_once_nothing_works_for_its_request(bundle: Path) -> None:
+    entered, released = threading.Event(), threading.Event()
+
+    class Engine(FakeEngine):
+        def encode(self, mel: Any) -> Any:
+            entered.set()
+            released.wait()
+            return super().encode(mel)
+
+    class Runtime(FakeRuntime):
+        engine = Engine
+
+    with load(bundle, engine=Runtime()) as session, served(session) as (address, behind):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(address + TRANSCRIBE, files=_file(), timeout=httpx.Timeout(5, read=0.2))
+        assert entered.wait(5)
+        sleep(0.2)
+        assert behind.places.taken == 1
+        released.set()
+        _until(lambda: (behind.workers.running, behind.places.taken) == (0, 0))
 
 
 def test_a_client_that_goes_away_while_it_sends_leaves_its_place(slow: tuple[str, Service]) -> None:
