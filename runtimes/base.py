@@ -139,6 +139,15 @@ class HandingEngine(Engine, Protocol):
         """
 
 
+@runtime_checkable
+class WrappingEngine(Engine, Protocol):
+    """An engine that stands before another and lets it do the work."""
+
+    @property
+    def engine(self) -> Engine:
+        """The one that it stands before."""
+
+
 class Runtime(Protocol):
     """One engine as a kind: what it is called, what it runs, whether it works here."""
 

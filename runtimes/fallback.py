@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..targets.contract import EngineError, Float32, Int64
-from .base import BoundedEngine, Engine, Sequences
+from .base import BoundedEngine, Engine, Sequences, WrappingEngine
 from .mixed import MixedEngine
 from .plans import STAGES, Stage
 
@@ -172,7 +172,9 @@ class FallbackEngine:
 
 def parts(engine: Engine) -> dict[Stage, str]:
     """What runs each stage of an opened bundle now."""
-    running = engine.engine if isinstance(engine, FallbackEngine) else engine
+    running = engine
+    while isinstance(running, WrappingEngine):
+        running = running.engine
     return dict(running.parts) if isinstance(running, MixedEngine) else dict.fromkeys(STAGES, running.name)
 
 

@@ -23,6 +23,7 @@ from .base import (
 from .plans import Placement, Plan, Stage
 
 LONG = 64  # tokens from which on it is the reader that extends a sequence, though its keys and values go there and back
+OPTIONAL = ("give", "take", "branch")  # methods of engines whose states leave them, or begin as others do
 Finder = Callable[[str], Runtime]  # the runtime of a name
 
 
@@ -116,6 +117,10 @@ class MixedEngine:
         bounds = [engine.context for engine in (reader, decoder) if isinstance(engine, BoundedEngine)]
         if bounds:
             self.context = min(bounds)
+        # What is optional, a mix can where its decoder can, which all states live in.
+        for name in OPTIONAL:
+            if hasattr(decoder, name):
+                setattr(self, name, getattr(decoder, name))
 
     def encode(self, mel: Float32) -> Float32:
         return self._encoder.encode(mel)

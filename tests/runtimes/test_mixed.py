@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ossicle.runtimes.base import BoundedEngine, Encoder, Engine, KeyValues, Options, Runtime, Sequences
+from ossicle.runtimes.base import BoundedEngine, Encoder, Engine, HandingEngine, KeyValues, Options, Runtime, Sequences
 from ossicle.runtimes.mixed import LONG, open_plan
 from ossicle.runtimes.plans import Placement, Plan, one
 from ossicle.targets.contract import EngineError, Float32
@@ -127,6 +127,17 @@ def test_long_extensions_are_the_readers_and_short_ones_the_decoders(
     engine.extend(state, MORE[:3])
     assert known["a"].parts["decoder"].asked == ["prefill", "extend"]
     assert known["b"].parts["decoder"].asked == ["extend"]
+
+
+def test_a_mix_hands_states_over_where_its_decoder_does(tmp_path: Path, known: dict[str, PartRuntime]) -> None:
+    for plan in (Plan(A, B, B), Plan(A, B, C)):
+        engine = opened(tmp_path, plan, known)
+        assert isinstance(engine, HandingEngine)
+        _, state = engine.prefill([PROMPT])
+        again = engine.take(engine.give(state))
+        np.testing.assert_array_equal(engine.step(state, np.array([4]))[0], engine.step(again, np.array([4]))[0])
+    known["b"]._part = lambda _: FakeEngine()  # type: ignore[method-assign]
+    assert not isinstance(opened(tmp_path, Plan(A, B, B), known), HandingEngine)
 
 
 def test_what_was_opened_is_closed_where_another_part_fails(tmp_path: Path, known: dict[str, PartRuntime]) -> None:
