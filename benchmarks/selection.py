@@ -1,6 +1,6 @@
 """What is chosen by measurement beside every single engine: a recording and its answer, in turns, in one run, as ratios.
 
-    python benchmarks/select.py BUNDLE [--audio FILE] [--tokens 100] [--turns 7] [--budget 30]
+    python benchmarks/selection.py BUNDLE [--audio FILE] [--tokens 100] [--turns 7] [--budget 30]
 
 Each way to run the bundle is opened in a process of its own, and answers one after the other, over and over; the median of
 its turns counts. "auto" is what `ossicle.load(bundle)` opens, after `ossicle bench` has measured. It must not be slower than
