@@ -30,7 +30,7 @@ _TOY_TEXT = {
     "num_key_value_heads": 2, "head_dim": 64,
 }  # fmt: skip
 _TOY = configuration(audio=_TOY_AUDIO, text=_TOY_TEXT)
-_QUANT = {"onnx": "int4", "openvino": "int4", "gguf": "q4_k_m"}
+_QUANT = {"onnx": "int4", "openvino": "int4", "gguf": "q4_k_m", "coreml": "int4"}
 _STREAMING = ("gguf",)  # formats whose peer holds less than the model, and is given all of it
 
 
@@ -70,8 +70,8 @@ def _options() -> argparse.Namespace:
 def run(options: argparse.Namespace) -> None:
     """Build with ossicle and with the peers, plan the large shape, and print what each took."""
     print(f"{machine()}\n", flush=True)
-    print("| built by | shape | checkpoint | time | CPU | speed | peak memory | GiB per GB |")
-    print("|---" * 8 + "|", flush=True)
+    print("| built by | shape | checkpoint | time | CPU | speed | peak memory | GiB per GB | written |")
+    print("|---" * 9 + "|", flush=True)
     formats = options.formats.split(",")
     whole, part = (_cut(_TOY if options.quick else MINI_3B, layers) for layers in (options.layers, options.peer_layers))
     _build_all(options, whole, formats, [name for name in formats if whole == part or name in _STREAMING])
@@ -108,7 +108,7 @@ def _print_ours(name: str, checkpoint: Path, bundle: Path, shape: str, size: int
     ossicle = str(Path(sys.executable).with_name("ossicle"))
     command = [ossicle, "build", str(checkpoint), "--out", str(bundle), "--target", name, "--quant", _QUANT[name]]
     ours = _sum([measure([*command, "--no-verify", "--force"])])
-    print(_line(f"ossicle {name} {_QUANT[name]}", shape, size, ours), flush=True)
+    print(_line(f"ossicle {name} {_QUANT[name]}", shape, size, ours, bundle / name), flush=True)
     return ours
 
 
@@ -116,7 +116,9 @@ def _peer(options: argparse.Namespace, name: str, checkpoint: Path, folder: Path
     if name == "gguf":
         sources = options.llama_cpp
         return peers.gguf_steps(checkpoint, folder, sources, _QUANT[name]) if sources else []
-    return {"onnx": peers.onnx_steps, "openvino": peers.openvino_steps}[name](checkpoint, folder)
+    return {"onnx": peers.onnx_steps, "openvino": peers.openvino_steps, "coreml": peers.coreml_steps}[name](
+        checkpoint, folder
+    )
 
 
 def _print_peer(steps: Sequence[peers.Step], ours: Taken, shape: str, size: int) -> None:
@@ -125,20 +127,28 @@ def _print_peer(steps: Sequence[peers.Step], ours: Taken, shape: str, size: int)
         taken.append(measure(step.command, environment=step.environment))
         print(_line(step.title, shape, size, _sum(taken[-1:])), flush=True)
     theirs = _sum(taken)
-    print(_line("the peer altogether", shape, size, theirs))
+    print(_line("the peer altogether", shape, size, theirs, steps[-1].writes))
     print(f"| ossicle / peer | | | {ours.seconds / theirs.seconds:.2f} | {ours.cpu / theirs.cpu:.2f} "
-          f"| | {ours.peak / theirs.peak:.2f} | |", flush=True)  # fmt: skip
+          f"| | {ours.peak / theirs.peak:.2f} | | |", flush=True)  # fmt: skip
 
 
 def _sum(taken: Sequence[Measured]) -> Taken:
     return Taken(sum(one.seconds for one in taken), sum(one.cpu for one in taken), max(one.peak for one in taken))
 
 
-def _line(builder: str, shape: str, size: int, taken: Taken) -> str:
+def _line(builder: str, shape: str, size: int, taken: Taken, written: Path | None = None) -> str:
     gigabytes = size / 1e9
+    out = f"{_bytes(written) / 1e9:.2f} GB" if written else ""
     return (
         f"| {builder} | {shape} | {gigabytes:.2f} GB | {taken.seconds:.0f} s | {taken.cpu:.0f} s "
-        f"| {size / 1e6 / taken.seconds:.0f} MB/s | {taken.gibibytes:.2f} GiB | {taken.gibibytes / gigabytes:.2f} |"
+        f"| {size / 1e6 / taken.seconds:.0f} MB/s | {taken.gibibytes:.2f} GiB | {taken.gibibytes / gigabytes:.2f} | {out} |"
+    )
+
+
+def _bytes(path: Path) -> int:
+    """The bytes of a file, or of all files of a folder."""
+    return (
+        path.stat().st_size if path.is_file() else sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
     )
 
 

@@ -4,6 +4,8 @@ export-onnx CHECKPOINT OUT       transformers' exporter, float32
 quantize-onnx FOLDER             ONNX Runtime's 4-bit quantizer, on every graph of a folder
 export-openvino CHECKPOINT OUT   transformers' exporter, float32, the decoder stateful
 compress-openvino FOLDER         NNCF's 4-bit weight compression, on every model of a folder
+convert-coreml CHECKPOINT OUT    coremltools' converter, float16: encoder, embedding, and a decoder without a cache
+quantize-coreml FOLDER           coremltools' 4-bit weight quantizer, on every package of a folder
 quantize-gguf IN OUT TYPE        llama.cpp's quantizer, as package cyllama brings it
 """
 
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+_PROMPT = 64  # tokens of Core ML's decoder
 _GGUF_TYPES = {"q4_0": 2, "q8_0": 7, "q3_k_m": 12, "q4_k_s": 14, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
 
 
@@ -24,13 +27,14 @@ class Step:
     title: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    writes: Path | None = None  # the artifact, where it is the last
 
 
 def onnx_steps(checkpoint: Path, folder: Path) -> list[Step]:
     """To ONNX with transformers and ONNX Runtime."""
     return [
         Step("transformers OnnxExporter, float32", _step("export-onnx", checkpoint, folder)),
-        Step("ONNX Runtime MatMulNBitsQuantizer", _step("quantize-onnx", folder)),
+        Step("ONNX Runtime MatMulNBitsQuantizer", _step("quantize-onnx", folder), writes=folder / "int4"),
     ]
 
 
@@ -38,7 +42,15 @@ def openvino_steps(checkpoint: Path, folder: Path) -> list[Step]:
     """To OpenVINO with transformers and NNCF."""
     return [
         Step("transformers OpenVINOExporter, float32", _step("export-openvino", checkpoint, folder)),
-        Step("NNCF compress_weights", _step("compress-openvino", folder)),
+        Step("NNCF compress_weights", _step("compress-openvino", folder), writes=folder / "int4"),
+    ]
+
+
+def coreml_steps(checkpoint: Path, folder: Path) -> list[Step]:
+    """To Core ML with coremltools."""
+    return [
+        Step("coremltools ct.convert, float16", _step("convert-coreml", checkpoint, folder)),
+        Step("coremltools linear_quantize_weights", _step("quantize-coreml", folder), writes=folder / "int4"),
     ]
 
 
@@ -47,11 +59,11 @@ def gguf_steps(checkpoint: Path, folder: Path, sources: Path, kind: str) -> list
     plain = _with_tokenizer(checkpoint, folder / "checkpoint")
     convert = [sys.executable, str(sources / "convert_hf_to_gguf.py"), str(plain), "--outfile"]
     path = {"PYTHONPATH": str(sources)}  # its own modules, whatever PYTHONSAFEPATH says
-    text, audio = folder / "text-bf16.gguf", folder / "mmproj-q8_0.gguf"
+    text, audio, last = folder / "text-bf16.gguf", folder / "mmproj-q8_0.gguf", folder / f"text-{kind}.gguf"
     return [
         Step("llama.cpp converter, text, bf16", [*convert, str(text), "--outtype", "bf16"], path),
         Step("llama.cpp converter, mmproj, q8_0", [*convert, str(audio), "--outtype", "q8_0", "--mmproj"], path),
-        Step(f"llama.cpp quantizer, {kind}", _step("quantize-gguf", text, folder / f"text-{kind}.gguf", kind)),
+        Step(f"llama.cpp quantizer, {kind}", _step("quantize-gguf", text, last, kind), writes=last),
     ]
 
 
@@ -90,8 +102,7 @@ def quantize_onnx(folder: str) -> None:
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    out = Path(folder) / "int4"
-    out.mkdir()
+    out = _out(folder)
     for graph in sorted(Path(folder).glob("*.onnx")):
         quantizer = MatMulNBitsQuantizer(onnx.load(graph), block_size=32, is_symmetric=True)
         quantizer.process()
@@ -102,14 +113,74 @@ def compress_openvino(folder: str) -> None:
     import nncf
     import openvino
 
-    out = Path(folder) / "int4"
-    out.mkdir()
+    out = _out(folder)
     for path in sorted(Path(folder).glob("*.xml")):
         model = openvino.Core().read_model(path)
         compressed = nncf.compress_weights(
             model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=32, all_layers=True
         )
         openvino.save_model(compressed, out / path.name, compress_to_fp16=False)
+
+
+def convert_coreml(checkpoint: str, out: str) -> None:
+    """Three packages; the decoder takes a prompt of a fixed length and keeps nothing, which is less than ossicle's does."""
+    import coremltools as ct
+    import numpy as np
+    import torch
+
+    model, inputs = _model(checkpoint)
+    prompt = torch.zeros(1, _PROMPT, model.config.text_config.hidden_size)
+    mask = torch.full((1, 1, _PROMPT, _PROMPT), -1e4).triu(1)
+    for name, call, given in (
+        ("audio_encoder", lambda mel: model.get_audio_features(mel).pooler_output, inputs["input_features"]),
+        ("embed_tokens", model.get_input_embeddings(), inputs["input_ids"].int()),
+        ("decoder", lambda rows: model(inputs_embeds=rows, attention_mask=mask, use_cache=False).logits, prompt),
+    ):
+        with torch.no_grad():
+            traced = torch.jit.trace(_module(model, call), given, check_trace=False)
+        package = ct.convert(
+            traced,
+            inputs=[ct.TensorType("given", given.shape, np.int32 if name == "embed_tokens" else np.float32)],
+            minimum_deployment_target=ct.target.iOS18,
+            compute_precision=ct.precision.FLOAT16,
+            skip_model_load=True,
+        )
+        package.save(str(Path(out) / f"{name}.mlpackage"))
+        del traced, package
+
+
+def _module(model: Any, call: Callable[[Any], Any]) -> Any:
+    """A call of a model as a module of its own, which is what the converter takes."""
+    import torch
+
+    class Call(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, given: Any) -> Any:
+            return call(given)
+
+    return Call().eval()
+
+
+def quantize_coreml(folder: str) -> None:
+    import coremltools as ct
+    import coremltools.optimize.coreml as optimize
+
+    form = optimize.OpLinearQuantizerConfig("linear_symmetric", "int4", "per_block", 32, weight_threshold=0)
+    config = optimize.OptimizationConfig(global_config=form)
+    out = _out(folder)
+    for path in sorted(Path(folder).glob("*.mlpackage")):
+        package = ct.models.MLModel(str(path), skip_model_load=True)
+        optimize.linear_quantize_weights(package, config).save(str(out / path.name))
+
+
+def _out(folder: str) -> Path:
+    """Where the last step of a peer writes, new."""
+    out = Path(folder) / "int4"
+    out.mkdir()
+    return out
 
 
 def quantize_gguf(source: str, out: str, kind: str) -> None:
@@ -138,6 +209,8 @@ _STEPS: Mapping[str, Callable[..., None]] = {
     "quantize-onnx": quantize_onnx,
     "export-openvino": export_openvino,
     "compress-openvino": compress_openvino,
+    "convert-coreml": convert_coreml,
+    "quantize-coreml": quantize_coreml,
     "quantize-gguf": quantize_gguf,
 }
 

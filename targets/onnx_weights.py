@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..kernels import groupwise
 from .contract import QuantizedRows, QuantizedTensor, Recipe, TensorSource, WeightFormat, WeightStore
-from .streaming import DataFiles, Layout, Slot, row_blocks
+from .streaming import DataFiles, Layout, Slot, row_blocks, turned
 
 
 def place(model: Any, recipe: Recipe, weights: WeightStore, known: frozenset[str]) -> Layout:
@@ -165,19 +165,17 @@ def _packed_zero_points(block: QuantizedRows, form: WeightFormat) -> NDArray[np.
 
 
 def float_slot(layout: Layout, value: Any, source: TensorSource, *, transpose: bool) -> None:
-    """A slot for a weight stored as floats, row by row or, where `transpose`, column by column."""
+    """A slot for a weight stored as floats, row by row or, where `transpose`, as the columns of [K, N]."""
     shape = source.shape[::-1] if transpose else source.shape
     slot = layout.add(value.name, float_type(value), shape)
 
     def job(files: DataFiles) -> None:
-        item = slot.dtype.itemsize
         for start, stop in row_blocks(source.shape):
             values = source.rows(start, stop).astype(slot.dtype, copy=False)
-            if not transpose:
+            if transpose:
+                files.write_columns(slot, start, turned(values))
+            else:
                 files.write(slot, start * (slot.size // source.shape[0]), values)
-                continue
-            for column, line in enumerate(np.ascontiguousarray(values.T)):
-                files.write(slot, (column * source.shape[0] + start) * item, line)
 
     layout.jobs.append((4 * int(np.prod(shape, dtype=np.int64)), job))
 

@@ -14,7 +14,7 @@ from ..kernels import float8, groupwise
 from .contract import BuildError, QuantizedRows, QuantizedTensor, Recipe, TensorSource, WeightStore
 from .onnx_weights import constant_slot, float_slot, float_type, initializer, linear_weight, replace
 from .recipes import FLOAT8
-from .streaming import DataFiles, Layout, Slot, row_blocks
+from .streaming import DataFiles, Layout, Slot, row_blocks, turned
 
 _BYTE = 256
 _ZERO = 128  # what a code of eight bits is counted from
@@ -87,10 +87,10 @@ def _widen(model: Any, node: Any, columns: int) -> None:
 def _write_integers(files: DataFiles, tensor: QuantizedTensor, codes: Slot, scales: Slot) -> None:
     zero = np.uint8(1 << (tensor.format.bits - 1))
     for block in _even(tensor.blocks()):
-        signed = np.ascontiguousarray((block.codes - zero).T)  # what fills the last group stays 0, as the file is made
+        signed = turned(block.codes - zero)  # what fills the last group stays 0, as the file is made
         packed = groupwise.pack_pairs(signed & np.uint8(15)) if tensor.format.bits == 4 else signed
-        _write_columns(files, codes, block.start * tensor.format.bits // 8, packed)
-        _write_columns(files, scales, block.start, np.ascontiguousarray(block.scales.T))
+        files.write_columns(codes, block.start * tensor.format.bits // 8, packed)
+        files.write_columns(scales, block.start, turned(block.scales))
 
 
 def _even(blocks: Iterator[QuantizedRows]) -> Iterator[QuantizedRows]:
@@ -127,7 +127,7 @@ def _float8(model: Any, node: Any, source: TensorSource, recipe: Recipe, layout:
     def job(files: DataFiles) -> None:
         for start, stop in row_blocks(source.shape):
             held, scale = float8.quantize(source.rows(start, stop))
-            _write_columns(files, codes, start, np.ascontiguousarray(held.T))
+            files.write_columns(codes, start, turned(held))
             files.write(scales, start * scales.dtype.itemsize, scale)
 
     layout.jobs.append((4 * rows * columns, job))
@@ -144,13 +144,6 @@ def _dequantized(model: Any, node: Any, codes: Any, scales: Slot, attributes: di
     output.name, output.type = f"{codes.name}.dequantized", held.type
     model.graph.insert_before(node, dequantize)
     return output
-
-
-def _write_columns(files: DataFiles, slot: Slot, start: int, values: NDArray[Any]) -> None:
-    """Put columns [start:...] of a slot's matrix at their place, a piece in every row."""
-    pitch = slot.shape[1] * slot.dtype.itemsize
-    for row, piece in enumerate(values):
-        files.write(slot, row * pitch + start * slot.dtype.itemsize, piece)
 
 
 def _place_embedding(model: Any, node: Any, recipe: Recipe, weights: WeightStore, layout: Layout) -> None:
