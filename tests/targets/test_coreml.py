@@ -27,6 +27,7 @@ from ossicle.targets.coreml import Coreml
 from ossicle.targets.onnx import Onnx
 from ossicle.targets.recipes import PALETTE4, RECIPES
 from ossicle.tests import checkpoints
+from ossicle.tests.targets.conftest import LongModel
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)  # it warns of what a machine without Core ML lacks
 
@@ -401,31 +402,15 @@ class Run:
         return outputs["logits"][0].astype(np.float32)
 
 
-LONG, WIDTH = 8004, 32
-
-
-@pytest.fixture(scope="module")
-def long_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, np.ndarray, np.ndarray]:
-    """A model, its checkpoint, a prompt of 8004 embeddings, and torch's logits."""
-    text = {"hidden_size": 128, "intermediate_size": 256, "head_dim": WIDTH, "max_position_embeddings": 16384}
-    made = checkpoints.model(checkpoints.tiny_config(text=text))
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            if parameter.ndim == 2 and not name.startswith("model.audio"):
-                parameter.mul_(5 / parameter.shape[1] ** 0.5)  # as large as trained ones
-        embeddings = torch.randn(1, LONG, 128, generator=torch.Generator().manual_seed(0))
-        logits = made(inputs_embeds=embeddings).logits[0].numpy()
-    opened = open_checkpoint(checkpoints.save_hub(tmp_path_factory.mktemp("long") / "checkpoint", made))
-    return trace("voxtral", opened.config, 8192), opened, embeddings[0].numpy(), logits
-
-
 @pytest.mark.parametrize(("recipe", "limit"), [("fp32", 1e-5), ("fp16", 2e-3)])
-def test_logits_are_those_of_torch_at_any_position(long_model: Any, tmp_path: Path, recipe: str, limit: float) -> None:
+def test_logits_are_those_of_torch_at_any_position(
+    long_model: LongModel, tmp_path: Path, recipe: str, limit: float
+) -> None:
     """In chunks and steps, near the beginning, at 1500 and at 8000: rotary embedding keeps its precision."""
-    traced, opened, embeddings, expected = long_model
-    weights = Weights(opened.tensors, RECIPES[recipe], family("voxtral"))
-    Coreml(context=8192).lower(traced.stage("decoder"), RECIPES[recipe], weights, tmp_path, Silent())
-    run = Run(tmp_path / "coreml" / "decoder.mlpackage", WIDTH, 8192)
+    embeddings, expected = long_model.embeddings, long_model.logits
+    weights = long_model.weights(recipe)
+    Coreml(context=8192).lower(long_model.decoder, RECIPES[recipe], weights, tmp_path, Silent())
+    run = Run(tmp_path / "coreml" / "decoder.mlpackage", long_model.width, 8192)
     at, ends = 0, [1, 2, 300, 700, 1100, 1500, 1501, 1502, *range(2000, 8000, 500), 8000, 8001, 8002, 8004]
     for end in ends:
         ours = run.chunk(embeddings[at:end], at)

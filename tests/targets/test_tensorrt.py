@@ -11,6 +11,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from ossicle.compiler.pipeline import Silent, build
+from ossicle.runtimes.tensorrt_decoder import Decoder, Limits
+from ossicle.runtimes.tensorrt_same_graph import SameGraph
 from ossicle.targets import manifest as manifests
 from ossicle.targets import memory, registry, tensorrt_engine
 from ossicle.targets.contract import Artifact, BuildError, QuantizedRows, RecipeError, WeightFormat
@@ -19,6 +21,7 @@ from ossicle.targets.tensorrt import Tensorrt
 from ossicle.targets.tensorrt_engine import Engines
 from ossicle.targets.tensorrt_weights import _even
 from ossicle.tests import checkpoints
+from ossicle.tests.targets.conftest import LongModel
 
 NONE = Engines("none", context=512, prompt=64)
 
@@ -107,6 +110,29 @@ def test_the_same_inputs_give_the_same_bytes(bundle: Path, built: Path) -> None:
     graphs = {path: digest for path, digest in again.items() if ".onnx" in path}
     assert len(graphs) == 6
     assert graphs.items() <= first.items()
+
+
+@pytest.mark.parametrize(("recipe", "limit"), [("fp32", 1e-5), ("fp16", 2e-3)])
+def test_logits_are_those_of_torch_at_any_position(
+    long_model: LongModel, tmp_path: Path, recipe: str, limit: float
+) -> None:
+    """In pieces and steps, near the beginning, at 1500 and at 8000: rotary embedding keeps its precision in float16."""
+    target = Tensorrt(Engines("none", context=8192, prompt=512))
+    artifact = target.lower(long_model.decoder, RECIPES[recipe], long_model.weights(recipe), tmp_path, Silent())
+    graph = SameGraph(tmp_path / "tensorrt" / "decoder.onnx", threads=2)
+    embeddings, expected = long_model.embeddings, long_model.logits
+    run = Decoder("same graph", graph, artifact.inputs, expected.shape[1], Limits(8192, 512, 1))
+    logits, state = run.prefill([embeddings[:1]])
+    found = {0: logits[0]}
+    for at in (1, 299, 1499, 1500, 1501, 7999, 8000, 8001, 8003):
+        start = state.lengths[0]
+        one = at == start
+        logits, state = (
+            run.step(state, embeddings[at : at + 1]) if one else run.extend(state, embeddings[start : at + 1])
+        )
+        found[at] = logits[0]
+    errors = {at: np.linalg.norm(row - expected[at]) / np.linalg.norm(expected[at]) for at, row in found.items()}
+    assert max(errors.values()) <= limit, errors
 
 
 @pytest.mark.parametrize("heights", [[1, 1, 1], [3, 1, 5], [4, 2], [7]])
