@@ -153,7 +153,7 @@ def _module(model: Any, call: Callable[[Any], Any]) -> Any:
     """A call of a model as a module of its own, which is what the converter takes."""
     import torch
 
-    class Call(torch.nn.Module):
+    class Call(torch.nn.Module):  # type: ignore[misc] # torch is not typed
         def __init__(self) -> None:
             super().__init__()
             self.model = model
