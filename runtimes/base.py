@@ -1,7 +1,7 @@
 """What a runtime is: an engine's name, whether it can be used here, and how it opens a bundle."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
@@ -56,6 +56,14 @@ class KeyValues:
     @property
     def tokens(self) -> int:
         return int(self.keys.shape[2])
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.keys.nbytes + self.values.nbytes)
+
+    def first(self, tokens: int) -> Self:
+        """What it remembers of its first tokens, in the same memory."""
+        return replace(self, keys=self.keys[:, :, :tokens], values=self.values[:, :, :tokens])
 
     def arrays(self) -> list[NDArray[Any]]:
         """Arrays [key heads, tokens, head_dim]: each layer's keys and values in turns."""
@@ -146,6 +154,14 @@ class WrappingEngine(Engine, Protocol):
     @property
     def engine(self) -> Engine:
         """The one that it stands before."""
+
+
+@runtime_checkable
+class BranchingEngine(Engine, Protocol):
+    """An engine in which a sequence can begin as another did, with nothing copied."""
+
+    def branch(self, state: Sequences, tokens: int) -> Sequences:
+        """The first tokens of a state of one row, for another sequence; the state itself is not used up."""
 
 
 class Runtime(Protocol):

@@ -122,9 +122,15 @@ class LlamaCppEngine:
 
     def keep(self, state: Sequences, rows: Sequence[int]) -> Sequences:
         held, kept = self._held(state), self._taken(len(rows))
-        pairs = [[held.numbers[row], number] for row, number in zip(rows, kept.numbers, strict=True)]
+        lengths = [state.lengths[row] for row in rows]
+        pairs = [
+            [held.numbers[row], number, length] for row, number, length in zip(rows, kept.numbers, lengths, strict=True)
+        ]
         self._process.call("copy", {"pairs": pairs, "free": self._numbers.forgotten()})
-        return Sequences([state.lengths[row] for row in rows], kept)
+        return Sequences(lengths, kept)
+
+    def branch(self, state: Sequences, tokens: int) -> Sequences:
+        return self.keep(Sequences([tokens], self._held(state)), [0])
 
     def score(self, prompt: Float32, last: int = 0) -> Float32:
         held = self._taken(1)

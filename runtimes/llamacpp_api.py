@@ -221,10 +221,10 @@ class Context:
         ]
         return np.concatenate(logits)
 
-    def copy(self, source: int, to: int) -> None:
-        """Let a sequence begin as another is."""
+    def copy(self, source: int, to: int, tokens: int) -> None:
+        """Let a sequence begin with the first tokens of another, in the same cells."""
         self._live.add(to)
-        self._api.llama_memory_seq_cp(self._memory(), source, to, -1, -1)
+        self._api.llama_memory_seq_cp(self._memory(), source, to, 0, tokens)
 
     def remove(self, sequences: Sequence[int]) -> None:
         """Forget sequences."""

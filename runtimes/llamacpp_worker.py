@@ -52,11 +52,11 @@ class Worker:
         return {}, [context.decode(parts, values)]
 
     def copy(self, pairs: Sequence[Sequence[int]], free: Sequence[int]) -> Answer:
-        """Sequences begun as others are, after those in `free` are forgotten."""
+        """Sequences begun as others are, with as many tokens as is said, after those in `free` are forgotten."""
         context = self._opened()
         context.remove(free)
-        for source, to in pairs:
-            context.copy(source, to)
+        for source, to, tokens in pairs:
+            context.copy(source, to, tokens)
         return {}, []
 
     def _opened(self) -> Context:

@@ -10,11 +10,13 @@ from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
 from .base import (
     BoundedEngine,
+    BranchingEngine,
     DecoderRuntime,
     Encoder,
     EncoderRuntime,
     Engine,
     HandingEngine,
+    KeyValues,
     Options,
     Runtime,
     Sequences,
@@ -102,6 +104,9 @@ class MixedEngine:
     """
 
     context: int  # where an engine is bounded
+    give: Callable[[Sequences], list[KeyValues]]  # these two where the decoder hands over
+    take: Callable[[Sequence[KeyValues]], Sequences]
+    branch: Callable[[Sequences, int], Sequences]  # where the decoder branches
 
     def __init__(self, encoder: Encoder, reader: HandingEngine | None, decoder: Engine) -> None:
         self._encoder = encoder
@@ -114,6 +119,10 @@ class MixedEngine:
             "decoder": decoder.name,
         }
         self.name = "+".join(dict.fromkeys(self.parts.values()))
+        if isinstance(decoder, HandingEngine):
+            self.give, self.take = decoder.give, decoder.take
+        elif isinstance(decoder, BranchingEngine):
+            self.branch = decoder.branch
         bounds = [engine.context for engine in (reader, decoder) if isinstance(engine, BoundedEngine)]
         if bounds:
             self.context = min(bounds)

@@ -13,6 +13,8 @@ from .fallback import FallbackEngine, Way
 from .measured import measured
 from .measured import wanted as wanted_here
 from .mixed import open_plan
+from .plans import Plan
+from .prefixes import MEMORY, with_prefixes
 from .select import CONTEXT, Wanted, failed_verification
 from .session import TOKENIZER, Session
 from .tokens import Tokenizer
@@ -29,6 +31,7 @@ def load(
     adapters: Mapping[str, float] | None = None,
     context: int | None = None,
     measure: bool | None = None,
+    prefixes: int = MEMORY,
     check: bool = True,
     allow_failed: bool = False,
 ) -> Session:
@@ -47,6 +50,7 @@ def load(
         adapters: those that the bundle keeps for run time, by name, and how much of each is added: 1.0 as it was trained.
         context: tokens that a prompt and its answer may take; by default the model's, with memory reckoned for fewer.
         measure: whether to measure where it was not done before; None: unless OSSICLE_MEASURE is 0.
+        prefixes: bytes of keys and values kept of earlier prompts, for those that begin as they did; 0: none.
         check: compare every file with its sha256; without it, sizes alone.
         allow_failed: open artifacts that verification found to differ from the original.
 
@@ -68,16 +72,24 @@ def load(
     options = Options(threads, provider, kv_cache, flash_attention, dict(adapters or {}))
     ranked = _ranked(folder, choices, options, measure, allow_failed)
     tokenizer = Tokenizer(folder / TOKENIZER)
-    return Session(manifest, tokenizer, _opened(folder, choices, ranked, options), context)
+    return Session(manifest, tokenizer, _opened(folder, choices, ranked, options, prefixes), context)
 
 
-def _opened(folder: Path, choices: Choices, ranked: Sequence[Ranked], options: Options) -> Engine:
+def _opened(folder: Path, choices: Choices, ranked: Sequence[Ranked], options: Options, prefixes: int) -> Engine:
     """The first plan, with the others to give way to."""
-    ways = [
-        Way(str(one.plan), partial(open_plan, folder, choices.manifest, one.plan, options, choices.runtime))
-        for one in distinct(ranked)
-    ]
+
+    def opened(plan: Plan) -> Engine:
+        engine = open_plan(folder, choices.manifest, plan, options, choices.runtime)
+        target = choices.runtime(plan.decoder.runtime).target
+        return with_prefixes(engine, _token_bytes(choices.manifest, target), prefixes)
+
+    ways = [Way(str(one.plan), partial(opened, one.plan)) for one in distinct(ranked)]
     return FallbackEngine(ways) if len(ways) > 1 else ways[0].open()
+
+
+def _token_bytes(manifest: Manifest, target: str) -> int:
+    """Keys and values of a token, by the manifest."""
+    return max((one.memory.kv_per_token for one in manifest.artifacts if one.target == target), default=0)
 
 
 def _ranked(

@@ -29,6 +29,7 @@ from .plans import Stage
 from .prompt import Prompts
 from .replies import Reply, Segment, Stream, Timings, Transcription
 from .segments import Asked, Progress, Transcriber
+from .shared import SharedEngine, shared
 from .tokens import Tokenizer
 from .tools import Tool, ToolCall, ToolChoice, read_calls, read_choice, read_tools
 
@@ -48,12 +49,12 @@ class Prepared:
 
 
 class Session:
-    """An opened bundle. Not thread-safe: one caller at a time. Close it, or use it as a context manager."""
+    """An opened bundle. Not thread-safe: one caller at a time, each with its own (`share`). A context manager, to be closed."""
 
     def __init__(self, manifest: Manifest, tokenizer: Tokenizer, engine: Engine, context: int | None = None) -> None:
         self.manifest = manifest
         self._tokenizer = tokenizer
-        self._open_engine: Engine | None = engine
+        self._open_engine: SharedEngine | None = shared(engine)
         self._heard: OrderedDict[bytes, Float32] = OrderedDict()
         room = engine.context if isinstance(engine, BoundedEngine) else manifest.text.context
         built = int(manifest.recipe.get("context", manifest.text.context))
@@ -214,8 +215,15 @@ class Session:
         """Audio embeddings [windows, tokens per window, hidden] of a recording, float32."""
         return self._encode(self._samples(Clip(audio, rate)))
 
+    def share(self) -> "Session":
+        """Another session over the same weights, for another thread; calls of their engine take turns, in order.
+
+        Each is closed by itself, and the last one gives the engine's memory back.
+        """
+        return Session(self.manifest, self._tokenizer, self._engine.another(), self._context)
+
     def close(self) -> None:
-        """Give the engine's memory back. A closed session answers nothing more."""
+        """Give the engine's memory back, if no other session shares it. A closed session answers nothing more."""
         if self._open_engine is not None:
             self._open_engine.close()
         self._open_engine = None
@@ -230,7 +238,7 @@ class Session:
         self.close()
 
     @property
-    def _engine(self) -> Engine:
+    def _engine(self) -> SharedEngine:
         if self._open_engine is None:
             raise EngineError("the session is closed. Open another with ossicle.load(bundle).")
         return self._open_engine

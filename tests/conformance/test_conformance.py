@@ -6,6 +6,7 @@ import torch
 from ossicle.compiler import plan
 from ossicle.compiler.families import family
 from ossicle.compiler.figures import divergence
+from ossicle.runtimes.prefixes import with_prefixes
 from ossicle.targets.contract import WeightFormat
 from ossicle.targets.recipes import RECIPES
 from ossicle.tests.conformance.conftest import Case
@@ -87,6 +88,20 @@ def test_a_conversation_goes_on_where_it_was(case: Case) -> None:
     expected = logits(case.stored, [np.concatenate([first, second])])[0][-1]
     assert np.abs(ours[0] - expected).max() <= case.tolerance
     assert list(state.lengths) == [121]
+
+
+def test_a_prompt_goes_on_from_where_others_parted_from_it(case: Case) -> None:
+    """The model is that of the numbers stored whether a prompt is read whole or behind what others have left."""
+    prompts = [prompt(case, 90)]
+    prompts += [np.concatenate([prompts[0], prompt(case, 20)]), np.concatenate([prompts[0][:70], prompt(case, 9)])]
+    engine = with_prefixes(case.engine, 1)
+    for one in [*prompts, *prompts]:
+        ours, state = engine.prefill([one])
+        assert np.abs(ours[0] - logits(case.stored, [one])[0][-1]).max() <= case.tolerance
+        chosen = tokens(case, 1)
+        ours, _ = engine.step(state, chosen)
+        longer = np.concatenate([one, embed(case.stored, chosen)])
+        assert np.abs(ours[0] - logits(case.stored, [longer])[0][-1]).max() <= case.tolerance
 
 
 def test_stored_weights_stand_for_the_original(case: Case) -> None:

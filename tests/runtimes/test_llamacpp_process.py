@@ -127,7 +127,7 @@ PARENT = """
 import sys, time
 from ossicle.runtimes.opening import load
 session = load(sys.argv[1], engine="llamacpp", threads=1)
-print(session._engine._process.pid, flush=True)
+print(session._engine.engine.engine._process.pid, flush=True)
 while True:
     session.chat([{"role": "user", "content": "hello"}], max_tokens=400)
 """
