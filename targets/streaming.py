@@ -130,7 +130,7 @@ def fill(layout: Layout, paths: list[Path], progress: Progress, step: str) -> No
 def turned(values: NDArray[Any]) -> NDArray[Any]:
     """A matrix transposed, its numbers in the order of its own rows.
 
-    Copied in strips that fill whole cache lines of what is written: numpy alone takes five times as long.
+    Copied in strips that fill whole cache lines of what is written: numpy alone takes four times as long for float32.
     """
     out = np.empty(values.shape[::-1], values.dtype)
     strip = max(1, _CACHE_LINE // values.dtype.itemsize)
