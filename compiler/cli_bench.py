@@ -9,7 +9,8 @@ from rich.filesize import decimal
 from .cli_common import Bundle, Json, app, guarded, print_json
 
 Budget = Annotated[
-    float, typer.Option("--budget", metavar="SECONDS", min=1.0, help="The longest that measuring takes.")
+    float | None,
+    typer.Option("--budget", metavar="SECONDS", min=1.0, help="The longest that measuring takes. By default by size."),
 ]
 Again = Annotated[bool, typer.Option("--again", help="Measure although that was done before.")]
 Context = Annotated[
@@ -20,7 +21,7 @@ Context = Annotated[
 @app.command(epilog="Example: ossicle bench voxtral-int4 --budget 60")
 @guarded
 def bench(
-    bundle: Bundle, as_json: Json = False, budget: Budget = 20.0, again: Again = False, context: Context = None
+    bundle: Bundle, as_json: Json = False, budget: Budget = None, again: Again = False, context: Context = None
 ) -> None:
     """Measure which engine runs each stage of a bundle best here; sessions on it are opened so from then on."""
     import ossicle

@@ -7,7 +7,6 @@ from pathlib import Path
 from ..targets import manifest as manifests
 from .base import Options
 from .choose import Choices, Ranked, by_measurement, by_rank, consider
-from .measure import BUDGET
 from .measured import measured
 from .measurements import Measurements, Row, Times
 from .plans import Placement, Plan, Stage
@@ -53,20 +52,26 @@ class Bench:
 
 
 def bench(
-    bundle: str | Path, *, engine: str = "auto", budget: float = BUDGET, again: bool = False, context: int | None = None
+    bundle: str | Path,
+    *,
+    engine: str = "auto",
+    budget: float | None = None,
+    again: bool = False,
+    context: int | None = None,
 ) -> Bench:
     """What each engine takes for each stage of a bundle here, measured or as it was measured before, and what is chosen.
 
     Args:
-        budget: seconds that measuring may take.
+        budget: seconds that measuring may take; None: 20, and 15 for each gigabyte that is loaded.
         again: measure although that was done before.
 
     Raises:
-        BundleError: there is no bundle.
+        BundleError: there is no bundle, or it is damaged.
         EngineError: no engine can run it here.
     """
     folder = Path(bundle)
     manifest = manifests.read(folder)
+    manifests.check_files(folder, manifest)  # which also brings them into memory, as whoever loads does
     wanted = Wanted(context) if context else Wanted()
     choices = consider(manifest, engine, "cpu", wanted)
     by_rank(choices)  # refuses where there is nothing to measure

@@ -24,7 +24,7 @@ from .measurements import NOISE, Measurements, Row, Stages, Times, of_plan, with
 from .needs import room
 from .plans import STAGES, Placement, Plan, Stage
 
-BUDGET = 20.0  # seconds
+BUDGET, BUDGET_PER_GB = 20.0, 15.0  # seconds by default: for any model, and for each gigabyte that its engines load
 ROUNDS = 5  # turns of each trial, where the budget allows
 _FIRST = 0.6  # of the budget, for engines one by one; the rest is for the plans that they promise
 _ALIVE = 0.6  # of the free memory that trials may take together
@@ -55,6 +55,15 @@ def measure(choices: Choices, opener: Opener, threads: Sequence[int] = (), budge
     plans = promising(choices, rows, threads)
     rows += _tried([of_plan(plan) for plan in plans], choices, opener, started + budget)
     return Measurements(tuple(rows), monotonic() - started)
+
+
+def default_budget(choices: Choices) -> float:
+    """Seconds for a bundle of this size."""
+    stages: dict[str, int] = {}
+    for one in choices.candidates:
+        if one.reason is None and one.stage != "prefill":
+            stages[one.stage] = max(stages.get(one.stage, 0), one.need.weights)
+    return BUDGET + BUDGET_PER_GB * sum(stages.values()) / 1e9
 
 
 def thread_counts(facts: DeviceFacts | None) -> tuple[int, ...]:
@@ -131,14 +140,24 @@ def _tried(wanted: Sequence[Stages], choices: Choices, opener: Opener, deadline:
 
 
 def _take_turns(trials: Sequence[Trial], deadline: float) -> None:
+    """Every trial once, and then all of them again as long as there is time for all: the least of more turns is less."""
+    lasted = 0.0
     for trial in trials:
         trial.open(deadline)
-        if trial.row.reason is None:
-            trial.run(deadline)  # so that those who come first are known whatever the others take
+        lasted += _run(trial, deadline)  # at once, so that those who come first are known whatever the others take
     for turn in range(1, ROUNDS):
-        for trial in (*trials[turn % len(trials) :], *trials[: turn % len(trials)]):
-            if trial.row.reason is None and monotonic() < deadline:
-                trial.run(deadline)
+        if not trials or monotonic() + lasted > deadline:
+            return
+        first = turn % len(trials)
+        lasted = sum(_run(trial, deadline) for trial in (*trials[first:], *trials[:first]))
+
+
+def _run(trial: Trial, deadline: float) -> float:
+    """The seconds that a trial's turn took."""
+    started = monotonic()
+    if trial.row.reason is None:
+        trial.run(deadline)
+    return monotonic() - started
 
 
 def _side_by_side(wanted: Sequence[Stages], choices: Choices) -> bool:

@@ -22,7 +22,7 @@ from ..targets import manifest as manifests
 from .base import Options
 from .choose import Choices
 from .device import fingerprint
-from .measure import BUDGET, Child, measure, thread_counts
+from .measure import Child, default_budget, measure, thread_counts
 from .measurements import Measurements, decode, encode
 
 FOLDER, SWITCH = "OSSICLE_CACHE", "OSSICLE_MEASURE"
@@ -42,16 +42,16 @@ def measured(
     choices: Choices,
     options: Options,
     *,
-    budget: float = BUDGET,
+    budget: float | None = None,
     again: bool = False,
 ) -> Measurements | None:
     """What was measured of a bundle here, now or before; None where another process is still at it, or nothing can be kept.
 
     Args:
-        budget: seconds that it may take, and that another process is waited for.
+        budget: seconds that it may take, and that another process is waited for; None: by the size of the bundle.
         again: measure although that was done before.
     """
-    path = file(folder, choices, options)
+    path, budget = file(folder, choices, options), budget or default_budget(choices)
     if not again and (found := read(path)):
         return found
     with _turn(path, budget + _SLACK) as reason:

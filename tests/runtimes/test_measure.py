@@ -14,7 +14,7 @@ import pytest
 from ossicle.runtimes import measured as cache
 from ossicle.runtimes.base import Options
 from ossicle.runtimes.choose import Choices, by_measurement
-from ossicle.runtimes.measure import ROUNDS, Child, measure, promising, thread_counts
+from ossicle.runtimes.measure import ROUNDS, Child, default_budget, measure, promising, thread_counts
 from ossicle.runtimes.measurements import ANSWER, Measurements, Row, Stages, Times, decode, encode, of_plan
 from ossicle.runtimes.plans import Placement, Plan, asked, one
 from ossicle.runtimes.select import Candidate
@@ -106,6 +106,24 @@ def test_trials_take_turns(three: Choices, trials: type[ScriptedTrial]) -> None:
     first = trials.log[: 3 * ROUNDS]
     assert first[:6] == ["fast", "slow", "deaf", "slow", "deaf", "fast"]
     assert all(first.count(name) == ROUNDS for name in ("fast", "slow", "deaf"))
+
+
+def test_a_turn_is_for_all_or_for_none(
+    three: Choices, trials: type[ScriptedTrial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trials.run
+    monkeypatch.setattr(trials, "run", lambda trial, deadline: (sleep(0.03), run(trial, deadline)))
+    measure(three, trials, budget=0.35)
+    alone = [name for name in trials.log if "+" not in name]
+    first = [alone.count(name) for name in ("fast", "deaf")]
+    assert first[0] == first[1] < ROUNDS
+
+
+def test_larger_models_have_longer(three: Choices) -> None:
+    (like, *_) = three.candidates
+    weights = like.need.weights
+    assert default_budget(three) == pytest.approx(20 + 15 * 2 * weights / 1e9)
+    assert default_budget(replace(three, candidates=())) == 20
 
 
 def test_a_handover_that_costs_more_than_it_brings_is_not_taken(
