@@ -72,7 +72,7 @@ def child(way: str, options: argparse.Namespace) -> "subprocess.Popen[str]":
 def answer(bundle: Path, engine: str, audio: Path, tokens: int) -> None:
     """Hear, read and answer for each line that comes: so many tokens each time, wherever the model itself would stop."""
     samples = load_audio(audio)
-    with ossicle.load(bundle, engine=engine) as session:
+    with ossicle.load(bundle, engine=engine, prefixes=0) as session:  # nothing is remembered from turn to turn
         running = session._engine
         for _ in sys.stdin:
             started = perf_counter()
