@@ -124,10 +124,12 @@ def test_an_interrupted_call_leaves_the_next_one_whole(bundle: Path, model: Any)
 
 
 PARENT = """
-import sys, time
+import sys
+import psutil
 from ossicle.runtimes.opening import load
 session = load(sys.argv[1], engine="llamacpp", threads=1)
-print(session._engine.engine.engine._process.pid, flush=True)
+(child,) = psutil.Process().children()
+print(child.pid, flush=True)
 while True:
     session.chat([{"role": "user", "content": "hello"}], max_tokens=400)
 """
