@@ -14,6 +14,7 @@ import numpy as np
 
 from ..targets.contract import CheckpointError, Float32, TensorSource
 from ..targets.manifest import AdapterSource, Source, file_entry
+from .calibration import identity
 from .families import Family, Layout, family, mistral_family
 from .hub import fetch
 from .imatrix import Imatrix
@@ -71,6 +72,11 @@ class Checkpoint:
             for one in self.merged
         )
 
+    @cached_property
+    def identity(self) -> str:
+        """A hash of the checkpoint's files and adapters, by which what was made of it is known again."""
+        return identity(self.source, self.adapters)
+
 
 def open_checkpoint(
     location: str | Path, *, adapters: Sequence[AdapterSpec] = (), imatrix: Path | None = None
@@ -90,23 +96,25 @@ def open_checkpoint(
     model, config = _configuration(folder, layout)
     stored, shards = read_shards(folder, _STEM[layout])
     tensors, tied = _canonical(folder, stored, layout, model, config)
-    opened = tuple(open_adapter(spec, model, model.parameters(config)) for spec in adapters)
+    adding = tuple(open_adapter(spec, model, model.parameters(config)) for spec in adapters)
     tokenizer = _tokenizer(folder)
     generation = folder / _GENERATION
-    return Checkpoint(
+    checkpoint = Checkpoint(
         location=folder,
         name=name,
         layout=layout,
         family=model.MODEL_TYPE,
         config=config,
-        tensors=merge(tensors, opened),
+        tensors=merge(tensors, adding),
         files=(*shards, folder / _CONFIG[layout], tokenizer, *([generation] if generation.is_file() else [])),
         tokenizer=tokenizer,
         generation_config=_json(generation) if generation.is_file() else {},
-        tied=tied and not any({model.EMBEDDING, model.LM_HEAD} & one.targets for one in opened),
-        merged=opened,
-        imatrix=read_imatrix(imatrix, tensors, model) if imatrix else None,
+        tied=tied and not any({model.EMBEDDING, model.LM_HEAD} & one.targets for one in adding),
+        merged=adding,
     )
+    if imatrix is None:
+        return checkpoint
+    return replace(checkpoint, imatrix=read_imatrix(imatrix, lambda: checkpoint.identity, tensors, model))
 
 
 def configured(location: str | Path) -> tuple[str, Family, dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cli_bench, cli_build, cli_corpus, cli_plan, cli_run, cli_serve  # noqa: F401 - their commands register themselves
+from . import cli_bench, cli_build, cli_calibrate, cli_corpus, cli_plan, cli_run, cli_serve  # noqa: F401 - their commands register themselves
 from .cli_common import Json, app, guarded, needs_build_extra, options, print_json, tell
 
 

@@ -17,7 +17,7 @@ Adapters = Annotated[
 ]
 Measured = Annotated[
     Path | None,
-    typer.Option("--imatrix", metavar="FILE", help="llama.cpp's importance matrix, for the recipes of GGUF's blocks."),
+    typer.Option("--imatrix", metavar="FILE", help="A calibration, or llama.cpp's importance matrix: weighs rounding."),
 ]
 Speech = Annotated[
     Path | None,

@@ -1,10 +1,11 @@
-"""What was measured of a model's activations: llama.cpp's importance matrix, in its GGUF form.
+"""What was measured of a model's activations: a calibration of ours, or llama.cpp's importance matrix in its GGUF form.
 
-For each matrix the file has the sums of squares of every column's inputs (`<tensor>.in_sum2`), and how many they are of
-(`<tensor>.counts`): https://github.com/ggml-org/llama.cpp/tree/master/tools/imatrix.
+In the latter, for each matrix the file has the sums of squares of every column's inputs (`<tensor>.in_sum2`), and how many
+they are of (`<tensor>.counts`): https://github.com/ggml-org/llama.cpp/tree/master/tools/imatrix.
 """
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from ..targets import gguf_blocks, gguf_file, gguf_names
 from ..targets.contract import BuildError, BundleError, BundleFile, Float32, TensorSource
 from ..targets.gguf_file import Contents
 from ..targets.manifest import file_entry
+from . import calibration
+from .calibration import Calibration
 from .families import Family
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -27,12 +30,16 @@ class Imatrix:
     importances: Mapping[str, Float32] = field(repr=False)
 
 
-def read(path: Path, tensors: Mapping[str, TensorSource], model: Family) -> Imatrix:
-    """The importance matrix in a file, for every matrix of the decoder; for the embedding and the head where it has them.
+def read(path: Path, checkpoint: Callable[[], str], tensors: Mapping[str, TensorSource], model: Family) -> Imatrix:
+    """The importances in a file of either form. `checkpoint` gives the identity that a calibration has to be of.
+
+    llama.cpp's form has to have every matrix of the decoder; the embedding and the head where it has them.
 
     Raises:
         BuildError: it is no such file, or not this model's; every gap is named.
     """
+    if calibration.is_calibration(path):
+        return Imatrix(file_entry(path.parent, path), calibration.read(path, checkpoint(), tensors).importances)
     contents = _contents(path)
     wanted = {name: tensors[name].shape[1] for name in tensors if _of_decoder(name, model)}
     held = {name: gguf_names.text_name(name) for name in wanted}
@@ -54,6 +61,29 @@ def read(path: Path, tensors: Mapping[str, TensorSource], model: Family) -> Imat
     return Imatrix(file_entry(path.parent, path), importances)
 
 
+def write(path: Path, calibrated: Calibration, model: Family) -> None:
+    """Write what was measured of the decoder and the head as llama.cpp's GGUF, whole or not at all."""
+    arrays: dict[str, Float32] = {}
+    for name, one in calibrated.measured.items():
+        if _of_decoder(name, model):
+            held = gguf_names.text_name(name)
+            arrays[held + _SUMS] = one.mean_square * np.float32(one.count)
+            arrays[held + _COUNTS] = np.array([one.count], np.float32)
+    metadata: dict[str, gguf_file.Value] = {
+        "general.type": "imatrix",
+        "imatrix.datasets": [calibrated.speech],
+        "imatrix.chunk_count": 1,
+        "imatrix.chunk_size": max(one.count for one in calibrated.measured.values()),
+    }
+    places = gguf_file.place([(name, (1, len(array)), gguf_blocks.F32) for name, array in arrays.items()])
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as stream:
+        stream.write(gguf_file.header(metadata, places))
+        for array in arrays.values():
+            stream.write(array.tobytes().ljust(gguf_file.aligned(array.nbytes), b"\0"))
+    partial.replace(path)
+
+
 def _contents(path: Path) -> Contents:
     try:
         contents = gguf_file.read(path)
@@ -69,7 +99,7 @@ def _contents(path: Path) -> Contents:
 def _refusal(path: Path, reason: str) -> BuildError:
     return BuildError(
         f"'{path}' is no imatrix in llama.cpp's GGUF form: {reason}. "
-        "Make one with: llama-imatrix -m MODEL.gguf -f TEXT -o FILE.gguf"
+        "Make one with: ossicle calibrate CHECKPOINT --out FILE, or llama-imatrix -m MODEL.gguf -f TEXT -o FILE.gguf"
     )
 
 

@@ -57,6 +57,18 @@ class Reading:
     replies: tuple[Reply, ...]
 
 
+@dataclass(frozen=True)
+class Utterance:
+    """A recording and the tokens round it, its transcript included; from the last `scored` of them a model is to go on.
+
+    `logmel` [windows, mel bins, frames].
+    """
+
+    logmel: Float32 = field(repr=False)
+    tokens: tuple[int, ...]
+    scored: int
+
+
 def keep(
     checkpoint: Checkpoint, speech: Speech, folder: Path, progress: Progress | None = None
 ) -> Iterator[tuple[Clip, Path]]:
@@ -110,6 +122,14 @@ class Original:
         for question, _ in clip.questions:
             replies.append(self._reply(self._conversation(recording, question), audio, question=question))
         return Reading(clip, logmel, audio.numpy(), tuple(replies))
+
+    def utterance(self, clip: Clip) -> Utterance:
+        """A clip with what was said in it, as the model is asked to transcribe it; without a text, the prompt alone."""
+        prompt, logmel = self._transcription(_recording(clip), clip.language)
+        if clip.text is None:
+            return Utterance(logmel, tuple(prompt), 1)
+        said = self._tokenizer.tokenizer.instruct_tokenizer.tokenizer.encode(clip.text, bos=False, eos=True)
+        return Utterance(logmel, (*prompt, *said[:-1]), len(said))
 
     def score(self, reading: Reading) -> tuple[Float32, Float32]:
         """Audio embeddings of a clip, and the logits [positions, vocabulary] of another model's replies to it."""
@@ -225,6 +245,18 @@ def load_model(checkpoint: Checkpoint) -> Any:
     Raises:
         CheckpointError: naming every parameter that the checkpoint does not hold.
     """
+    model = empty_model(checkpoint)
+    for name, _ in list(model.named_parameters()):
+        fill(model, name, checkpoint.tensors[name])
+    return model
+
+
+def empty_model(checkpoint: Checkpoint) -> Any:
+    """The transformers model of a checkpoint in float32 without its weights, which are on torch's meta device.
+
+    Raises:
+        CheckpointError: naming every parameter that the checkpoint does not hold.
+    """
     import torch
     from transformers import VoxtralConfig, VoxtralForConditionalGeneration
 
@@ -232,15 +264,27 @@ def load_model(checkpoint: Checkpoint) -> Any:
     config.dtype = "float32"
     with torch.device("meta"):
         model = VoxtralForConditionalGeneration(config)
-    parameters = dict(model.named_parameters())
-    absent = sorted(set(parameters) - set(checkpoint.tensors))
+    absent = sorted({name for name, _ in model.named_parameters()} - set(checkpoint.tensors))
     if absent:
         raise CheckpointError(f"the checkpoint does not hold {', '.join(absent)}. See: ossicle inspect CHECKPOINT")
-    for name in parameters:
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, _parameter(checkpoint.tensors[name]))
     _compute_buffers(model)
     return model.eval()
+
+
+def fill(model: Any, name: str, source: TensorSource) -> None:
+    """Give a parameter its numbers."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, _parameter(source))
+
+
+def empty(model: Any, name: str) -> None:
+    """Take a parameter's numbers away."""
+    import torch
+
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    nothing = torch.empty_like(getattr(module, leaf), device="meta")
+    setattr(module, leaf, torch.nn.Parameter(nothing, requires_grad=False))
 
 
 def memory_needed(checkpoint: Checkpoint) -> int:

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from ..targets.contract import CheckpointError, Float32
 
-_WIDTHS = {
+WIDTHS = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _READ_AS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_RAW = {"U8": "u1", "F16": "<f2", "F32": "<f4"}
 _LONGEST_HEADER = 100_000_000  # bytes, the reference implementation's own limit
 
 
@@ -63,11 +64,27 @@ class StoredTensor:
         """Elements [start:stop] of the flattened tensor, float32."""
         if self.refusal:
             raise CheckpointError(self.refusal + ". Convert the checkpoint to bfloat16 first")
-        width = _WIDTHS[self.stored]
+        width = WIDTHS[self.stored]
         numbers = _read(self.path, self.offset + start * width, stop - start, _READ_AS[self.stored])
         if self.stored == "BF16":  # the upper half of a float32
             return (numbers.astype(np.uint32) << 16).view(np.float32)
         return numbers.astype(np.float32, copy=False)
+
+    def raw_rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Elements [start:stop] along the first axis as they are stored: uint8, float16 or float32."""
+        width = math.prod(self.shape[1:])
+        offset = self.offset + start * width * WIDTHS[self.stored]
+        return _read(self.path, offset, (stop - start) * width, _RAW[self.stored]).reshape(-1, *self.shape[1:])
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of itself beside its tensors; nothing where it is no such file, or says nothing."""
+    try:
+        length = int.from_bytes(_read(path, 0, 8).tobytes(), "little")
+        found = _json(_read(path, 8, min(length, _LONGEST_HEADER)).tobytes()).get("__metadata__", {})
+    except (CheckpointError, _FormatError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -132,11 +149,11 @@ def _checked(name: str, entry: Any) -> tuple[int, int]:
     if not isinstance(entry, Mapping):
         raise _FormatError(f"its header does not describe '{name}'")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in _WIDTHS:
+    if not isinstance(dtype, str) or dtype not in WIDTHS:
         raise _FormatError(f"'{name}' has the unknown dtype {dtype!r:.40}")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
         raise _FormatError(f"'{name}' has no proper shape and offsets")
-    needed = math.prod(shape) * _WIDTHS[dtype]
+    needed = math.prod(shape) * WIDTHS[dtype]
     if offsets[1] - offsets[0] != needed:
         raise _FormatError(f"'{name}' takes {offsets[1] - offsets[0]} bytes where {dtype} {shape!r:.60} takes {needed}")
     return offsets[0], offsets[1]

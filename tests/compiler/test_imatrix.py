@@ -143,7 +143,7 @@ def test_a_sum_without_a_count_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.gguf", sums())
     path.write_bytes(path.read_bytes().replace(b"blk.0.attn_q.weight.counts", b"blk.0.attn_q.weight.countz"))
     with pytest.raises(BuildError, match=r"'blk\.0\.attn_q\.weight\.in_sum2' has no counts"):
-        imatrix.read(path, {}, family("voxtral"))
+        imatrix.read(path, lambda: "", {}, family("voxtral"))
 
 
 def test_a_recipe_without_blocks_has_no_use_for_it(checkpoint: Path, tmp_path: Path) -> None:

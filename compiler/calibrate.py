@@ -1,0 +1,56 @@
+"""A model measured on speech: what every matrix is multiplied with, as the model transcribes.
+
+The prompts are those of transcription, the audio in its place, and behind them what was said. The original runs block by block
+(streamed.py): memory is bounded by one layer and the longest recording.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..targets.contract import Progress
+from . import speech as recordings
+from .calibration import Calibration, Measured, Running
+from .checkpoint import Checkpoint
+from .reference import Original, Utterance
+from .speech import Speech
+from .streamed import Streamed
+
+
+@dataclass
+class _Statistics:
+    """An observer that sums up and changes nothing."""
+
+    running: dict[str, Running] = field(default_factory=dict)
+
+    def see(self, name: str, inputs: Any) -> None:
+        rows = inputs.reshape(-1, inputs.shape[-1]).numpy()
+        self.running.setdefault(name, Running.of(rows.shape[1])).add(rows)
+
+    def leave(self, weights: Mapping[str, Any]) -> bool:  # noqa: ARG002 - the weights are of no interest
+        return False
+
+    def measured(self) -> dict[str, Measured]:
+        return {name: one.measured() for name, one in self.running.items()}
+
+
+def calibrate(checkpoint: Checkpoint, speech: Path | None = None, progress: Progress | None = None) -> Calibration:
+    """What every linear matrix of a checkpoint is multiplied with; `speech` lists recordings, by default those shipped.
+
+    The head's inputs are those that a transcript's tokens are predicted from.
+
+    Raises:
+        AudioError: the list, or a recording of it, cannot be used.
+        CheckpointError: the checkpoint lacks a tensor, or Mistral's tokenizer.
+    """
+    spoken = recordings.load(speech or recordings.shipped())
+    statistics = _Statistics()
+    Streamed(checkpoint, statistics, progress).run(utterances(checkpoint, spoken))
+    return Calibration(checkpoint.identity, spoken.name, spoken.sha256, statistics.measured())
+
+
+def utterances(checkpoint: Checkpoint, spoken: Speech) -> Sequence[Utterance]:
+    """Every recording as the model is asked to transcribe it."""
+    original = Original(checkpoint)
+    return [original.utterance(clip) for clip in spoken.clips]

@@ -1,0 +1,51 @@
+"""The command `ossicle calibrate`: a model measured on speech."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_build import Adapters
+from .cli_common import Json, app, guarded, needs_build_extra, print_json
+
+CheckpointName = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a model's name on the hub.")]
+Speech = Annotated[
+    Path | None,
+    typer.Option(
+        "--speech",
+        metavar="LIST",
+        help='Recordings, a line each: {"file": "a.wav", "text": "..."}. By default those shipped.',
+    ),
+]
+
+
+@app.command(epilog="Example: ossicle calibrate ./voxtral --speech data.jsonl --out voxtral-calibration.safetensors")
+@guarded
+def calibrate(
+    checkpoint: CheckpointName,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the calibration goes.")],
+    speech: Speech = None,
+    imatrix: Annotated[
+        Path | None, typer.Option("--imatrix", metavar="FILE", help="Write it as llama.cpp's GGUF, too.")
+    ] = None,
+    adapter: Adapters = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what every matrix is multiplied with as the model transcribes speech, for --imatrix of a build."""
+    needs_build_extra("calibrating")
+    from . import calibration
+    from . import imatrix as llamacpp
+    from .calibrate import calibrate as measured
+    from .checkpoint import open_checkpoint
+    from .cli_progress import Bars
+    from .families import family
+    from .lora import parse_adapter
+
+    opened = open_checkpoint(checkpoint, adapters=[parse_adapter(text) for text in adapter or ()])
+    with Bars() as bars:
+        found = measured(opened, speech, bars)
+    calibration.write(out, found)
+    if imatrix:
+        llamacpp.write(imatrix, found, family(opened.family))
+    said = {"calibration": str(out), "matrices": len(found.measured), "speech": found.speech}
+    print_json(said) if as_json else typer.echo(f"{out}: {len(found.measured)} matrices, measured on {found.speech}")

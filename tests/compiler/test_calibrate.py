@@ -1,0 +1,148 @@
+"""Calibration block by block against hooks on the whole model; the file, its GGUF form, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from ossicle.compiler import calibration, imatrix, reference, speech
+from ossicle.compiler.calibrate import calibrate
+from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
+from ossicle.compiler.cli import app
+from ossicle.compiler.families import family
+from ossicle.targets.contract import AudioError, BuildError
+from ossicle.tests import checkpoints
+from typer.testing import CliRunner
+
+AUDIO = {
+    "num_mel_bins": 128, "max_source_positions": 1500, "hidden_size": 32, "intermediate_size": 128,
+    "num_hidden_layers": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    made = checkpoints.model(checkpoints.tiny_config(audio=AUDIO))
+    return open_checkpoint(checkpoints.save_hub(tmp_path_factory.mktemp("calibrate") / "tiny", made))
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import soundfile
+
+    folder = tmp_path_factory.mktemp("speech")
+    entries: list[dict[str, str]] = [{"text": "one two", "language": "en"}, {"text": "three"}, {}]
+    for number, seconds in enumerate((1.0, 31.0, 2.0)):
+        samples = np.random.default_rng(number).standard_normal(int(seconds * 16000)) * 0.1
+        soundfile.write(folder / f"{number}.wav", samples, 16000)
+    lines = [json.dumps({"file": f"{number}.wav", **entry}) for number, entry in enumerate(entries)]
+    (folder / "speech.jsonl").write_text("\n".join(lines))
+    return folder / "speech.jsonl"
+
+
+@pytest.fixture(scope="module")
+def found(checkpoint: Checkpoint, spoken: Path) -> calibration.Calibration:
+    return calibrate(checkpoint, spoken)
+
+
+def hooked(checkpoint: Checkpoint, spoken: Path) -> dict[str, list[Any]]:
+    """Inputs of every linear layer of the whole model, in float64."""
+    import torch
+
+    original = reference.Original(checkpoint)
+    seen: dict[str, list[Any]] = {}
+    for name, module in original.model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            kept = seen.setdefault(name + ".weight", [])
+            module.register_forward_pre_hook(
+                lambda _, inputs, kept=kept: kept.append(inputs[0].double().flatten(0, -2).numpy())
+            )
+    for clip in speech.load(spoken).clips:
+        one = original.utterance(clip)
+        inputs = original._embed(list(one.tokens), original._encode(one.logmel))
+        with torch.inference_mode():
+            original.model(inputs_embeds=inputs, logits_to_keep=one.scored)
+    return seen
+
+
+def test_every_column_is_measured_as_by_hooks_on_the_whole_model(
+    checkpoint: Checkpoint, spoken: Path, found: calibration.Calibration
+) -> None:
+    seen = hooked(checkpoint, spoken)
+    model = family("voxtral")
+    assert set(found.measured) == set(seen) == {name for name in checkpoint.tensors if model.linear(name)}
+    for name, blocks in seen.items():
+        inputs, one = np.concatenate(blocks), found.measured[name]
+        assert one.count == len(inputs)
+        np.testing.assert_allclose(one.mean_square, (inputs**2).mean(axis=0), rtol=1e-4)
+        np.testing.assert_allclose(one.lowest, inputs.min(axis=0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(one.highest, inputs.max(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_file_comes_back_and_is_the_same_bytes_each_time(
+    checkpoint: Checkpoint, found: calibration.Calibration, tmp_path: Path
+) -> None:
+    calibration.write(tmp_path / "a", found)
+    calibration.write(tmp_path / "b", found)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    back = calibration.read(tmp_path / "a", found.checkpoint, checkpoint.tensors)
+    assert (back.speech, back.speech_sha256) == (found.speech, found.speech_sha256)
+    for name, one in found.measured.items():
+        assert np.array_equal(back.measured[name].mean_square, one.mean_square)
+        assert back.measured[name].count == one.count
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a", "b"]
+
+
+def test_both_forms_weigh_the_decoder_alike(
+    checkpoint: Checkpoint, found: calibration.Calibration, tmp_path: Path
+) -> None:
+    calibration.write(tmp_path / "a.safetensors", found)
+    imatrix.write(tmp_path / "a.gguf", found, family("voxtral"))
+    ours = open_checkpoint(checkpoint.location, imatrix=tmp_path / "a.safetensors").importances
+    theirs = open_checkpoint(checkpoint.location, imatrix=tmp_path / "a.gguf").importances
+    assert set(theirs) == {name for name in ours if "audio" not in name and "multi_modal" not in name}
+    for name, means in theirs.items():
+        np.testing.assert_allclose(means, ours[name], rtol=1e-6)
+    read = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    one = found.measured["model.language_model.layers.0.self_attn.q_proj.weight"]
+    assert read["blk.0.attn_q.weight.counts"].data.item() == one.count
+    np.testing.assert_allclose(read["blk.0.attn_q.weight.in_sum2"].data[0], one.mean_square * one.count, rtol=1e-6)
+
+
+def test_what_is_no_calibration_of_this_checkpoint_is_refused(
+    checkpoint: Checkpoint, found: calibration.Calibration, tmp_path: Path
+) -> None:
+    calibration.write(tmp_path / "other", replace(found, checkpoint="0" * 64))
+    with pytest.raises(BuildError, match=r"other' was made from another checkpoint.*ossicle calibrate CHECKPOINT"):
+        open_checkpoint(checkpoint.location, imatrix=tmp_path / "other")
+    with pytest.raises(BuildError, match=r"none' cannot be used as a calibration: there is no such file"):
+        calibration.read(tmp_path / "none", found.checkpoint, checkpoint.tensors)
+    whole = (tmp_path / "other").read_bytes()
+    (tmp_path / "cut").write_bytes(whole[:-100])
+    with pytest.raises(BuildError, match=r"cut' (was made|cannot be used)"):
+        calibration.read(tmp_path / "cut", "0" * 64, checkpoint.tensors)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"), [("", "it has no lines"), ('{"file": "gone.wav", "text": "a"}', "'gone.wav' is missing")]
+)
+def test_a_speech_list_that_cannot_be_used_is_refused(
+    checkpoint: Checkpoint, tmp_path: Path, lines: str, said: str
+) -> None:
+    (tmp_path / "speech.jsonl").write_text(lines)
+    with pytest.raises(AudioError, match=said):
+        calibrate(checkpoint, tmp_path / "speech.jsonl")
+
+
+def test_the_command_writes_both_files(checkpoint: Checkpoint, spoken: Path, tmp_path: Path) -> None:
+    out, llamacpp = tmp_path / "out.safetensors", tmp_path / "out.gguf"
+    done = CliRunner().invoke(
+        app,
+        ["calibrate", str(checkpoint.location), "--speech", str(spoken), "--out", str(out), "--imatrix", str(llamacpp)],
+    )
+    assert done.exit_code == 0, done.output
+    assert calibration.is_calibration(out)
+    assert llamacpp.is_file()
