@@ -68,7 +68,8 @@ def serve(
 
     `name` is one that clients may use for the model; `ready` is told the server's address. A second signal ends at once.
     """
-    served = service([session], options, name)
+    sessions = [session, *(session.share() for _ in range(options.workers - 1))]
+    served = service(sessions, options, name)
     try:
         asyncio.run(_serve(served, bound, ready))
     finally:
