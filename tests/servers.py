@@ -70,7 +70,7 @@ def served(session: Session, **options: Any) -> Iterator[tuple[str, Service]]:
     """The address of a server in a thread of this process, and what is behind it."""
     chosen = ServerOptions(port=0, **options)
     bound = running.listen(chosen)
-    behind = service([session], chosen, "bundle")
+    behind = service(session, chosen, "bundle")
     config = uvicorn.Config(application(behind), ws="none", lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))

@@ -68,8 +68,7 @@ def serve(
 
     `name` is one that clients may use for the model; `ready` is told the server's address. A second signal ends at once.
     """
-    sessions = [session, *(session.share() for _ in range(options.workers - 1))]
-    served = service(sessions, options, name)
+    served = service(session, options, name)
     try:
         asyncio.run(_serve(served, bound, ready))
     finally:

@@ -1,6 +1,5 @@
 """What every route of a server shares."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...targets.manifest import Manifest
@@ -36,12 +35,12 @@ class Service:
         raise ApiError(404, message, "model_not_found", "model")
 
 
-def service(sessions: Sequence[Session], options: ServerOptions, folder_name: str) -> Service:
-    """A service over sessions on one bundle, a worker for each."""
-    workers = Workers(sessions)
+def service(session: Session, options: ServerOptions, folder_name: str) -> Service:
+    """A service over a session and as many that share its weights as there are more workers; it closes them all."""
+    workers = Workers([session, *(session.share() for _ in range(options.workers - 1))])
     places = Places(options.places, options.timeout, workers)
     metrics = Metrics()
     metrics.watch(workers, lambda: places.taken)
-    manifest = sessions[0].manifest
+    manifest = session.manifest
     names = tuple(dict.fromkeys((manifest.name, folder_name, *options.aliases)))
-    return Service(options, names, manifest, sessions[0], workers, places, metrics)
+    return Service(options, names, manifest, session, workers, places, metrics)

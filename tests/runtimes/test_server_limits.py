@@ -167,6 +167,21 @@ def test_a_client_that_goes_away_while_it_waits_leaves_its_place(slow: tuple[str
     first.join()
 
 
+def test_a_short_request_overtakes_a_long_one_where_there_are_two_workers(bundle: Path) -> None:
+    expected = slow_session(bundle, 0).transcribe(wav()).text
+    with (
+        slow_session(bundle, 0.002) as session,
+        served(session, workers=2) as (address, behind),
+        ThreadPoolExecutor() as pool,
+    ):
+        long = pool.submit(httpx.post, address + TRANSCRIBE, files=_file(), timeout=60)
+        _until(lambda: behind.workers.running == 1)
+        short = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+        assert httpx.post(address + CHAT, json=short, timeout=60).status_code == 200
+        assert not long.done()
+        assert long.result().json()["text"] == expected
+
+
 def test_a_place_is_free_once_nothing_works_for_its_request(bundle: Path) -> None:
     entered, released = threading.Event(), threading.Event()
 
