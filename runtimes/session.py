@@ -4,48 +4,32 @@ with ossicle.load("bundle") as session:
     print(session.transcribe("speech.wav", language="en").text)
 """
 
-from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from hashlib import blake2b
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
 
 import numpy as np
 
-from ..kernels.logmel import log_mel
 from ..targets.contract import EngineError, Float32, PromptError
 from ..targets.manifest import Manifest
-from .audio import AudioSource, load_audio
+from .answering import Answerer
+from .audio import AudioSource
 from .base import BoundedEngine, Engine, Listener
-from .constraints import Rules
 from .fallback import parts
-from .generate import Decoding, Row, Settings, decoding, grow, start_row
-from .languages import calls_marker
-from .messages import Clip, clips, read_messages
+from .generate import Settings, decoding
+from .messages import Clip
 from .plans import Stage
+from .preparing import Preparer
 from .prompt import Prompts
-from .replies import Reply, Segment, Stream, Timings, Transcription
+from .replies import Reply, Segment, Stream, Transcription
 from .segments import Asked, Progress, Transcriber
 from .shared import SharedEngine, shared
 from .tokens import Tokenizer
-from .tools import Tool, ToolCall, ToolChoice, read_calls, read_choice, read_tools
+from .tools import ToolChoice, read_tools
 
 TOKENIZER = "tokenizer.json"
 BATCH = 8  # recordings decoded together
-REMEMBERED = 16  # windows whose audio embeddings are kept
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A prompt ready for the decoder: its ids, their embeddings with the audio in place, and what that took."""
-
-    ids: tuple[int, ...]
-    embeddings: Float32  # [sequence, hidden]
-    audio_seconds: float
-    seconds: float
 
 
 class Session:
@@ -55,14 +39,20 @@ class Session:
         self.manifest = manifest
         self._tokenizer = tokenizer
         self._open_engine: SharedEngine | None = shared(engine)
-        self._heard: OrderedDict[bytes, Float32] = OrderedDict()
         room = engine.context if isinstance(engine, BoundedEngine) else manifest.text.context
         built = int(manifest.recipe.get("context", manifest.text.context))
         self._context = min(manifest.text.context, built, room, context or room)
         tokens = engine.tokens_per_window if isinstance(engine, Listener) else manifest.audio.tokens_per_window
-        self._prompts = Prompts(tokenizer, manifest.text, tokens, self._context)
+        prompts = Prompts(tokenizer, manifest.text, tokens, self._context)
+        self._prompt = Preparer(manifest, prompts, lambda: self._engine)
+        self._answer = Answerer(manifest.text, tokenizer, self._context, lambda: self._engine)
         self._transcriber = Transcriber(
-            manifest.audio, self._prompts, lambda: self.engine, self._hear, self._answer, self._pieces
+            manifest.audio,
+            prompts,
+            lambda: self.engine,
+            self._prompt.hear,
+            self._answer.answer,
+            self._answer.pieces,
         )
 
     @property
@@ -102,7 +92,7 @@ class Session:
             AudioError: a recording cannot be used.
             PromptError: a setting is not possible.
         """
-        asked = Asked(language, self._how(settings))
+        asked = Asked(language, self._answer.how(settings))
         clips = [Clip(source, rate) for source in (audio if isinstance(audio, list) else [audio])]
         results: list[Transcription] = []
         for start in range(0, len(clips), BATCH):
@@ -135,7 +125,7 @@ class Session:
             AudioError: the recording cannot be used; what comes before a damaged place is given first.
             PromptError: a setting is not possible.
         """
-        asked = Asked(language, self._how(settings))
+        asked = Asked(language, self._answer.how(settings))
         return self._transcriber.segments(
             Clip(audio, rate), asked, seconds=seconds, pause=pause, together=together, progress=progress
         )
@@ -160,8 +150,8 @@ class Session:
             PromptError: the conversation, a tool or a setting is not possible, or it is longer than the context.
         """
         offered = read_tools(tools)
-        how = self._how(settings, offered, tool_choice, several=parallel_tool_calls)
-        return self._answer([self._converse(messages, how, offered)], how)[0]
+        how = self._answer.how(settings, offered, tool_choice, several=parallel_tool_calls)
+        return self._answer.answer([self._prompt.converse(messages, how, offered)], how)[0]
 
     def stream(
         self,
@@ -185,11 +175,11 @@ class Session:
             PromptError: the conversation or a setting is not possible, or the conversation is longer than the context.
         """
         offered = read_tools(tools)
-        how = self._how(settings, offered, tool_choice, several=parallel_tool_calls)
+        how = self._answer.how(settings, offered, tool_choice, several=parallel_tool_calls)
         if isinstance(source, list | tuple):
             if language is not None or rate is not None:
                 raise PromptError("a conversation has no language or rate of its own (only a transcription has).")
-            return Stream(self._pieces(self._converse(source, how, offered), how))
+            return Stream(self._answer.pieces(self._prompt.converse(source, how, offered), how))
         if offered:
             raise PromptError("a transcription calls no tools (only a conversation does).")
         return Stream(self._transcriber.stream(Clip(source, rate), Asked(language, how), progress))
@@ -200,7 +190,7 @@ class Session:
         Raises:
             PromptError: the tokens do not fit into the context.
         """
-        prompt = self._hear(Clip(audio), language, decoding()).embeddings
+        prompt = self._prompt.hear(Clip(audio), language, decoding()).embeddings
         if len(tokens) > self._context - len(prompt):
             raise PromptError(f"{len(tokens)} tokens cannot be scored (at most: {self._context - len(prompt)}).")
         answer = self._engine.embed(np.asarray(tokens, np.int64))
@@ -209,11 +199,11 @@ class Session:
 
     def log_mel(self, audio: AudioSource, *, rate: int | None = None) -> Float32:
         """Log-mel windows [windows, mel bins, frames] of a recording, float32."""
-        return self._windows(self._samples(Clip(audio, rate)))
+        return self._prompt.windows(self._prompt.samples(Clip(audio, rate)))
 
     def embed_audio(self, audio: AudioSource, *, rate: int | None = None) -> Float32:
         """Audio embeddings [windows, tokens per window, hidden] of a recording, float32."""
-        return self._encode(self._samples(Clip(audio, rate)))
+        return self._prompt.encode(self._prompt.samples(Clip(audio, rate)))
 
     def share(self) -> "Session":
         """Another session over the same weights, for another thread; calls of their engine take turns, in order.
@@ -227,7 +217,7 @@ class Session:
         if self._open_engine is not None:
             self._open_engine.close()
         self._open_engine = None
-        self._heard.clear()
+        self._prompt.forget()
 
     def __enter__(self) -> Self:
         return self
@@ -242,143 +232,3 @@ class Session:
         if self._open_engine is None:
             raise EngineError("the session is closed. Open another with ossicle.load(bundle).")
         return self._open_engine
-
-    def _samples(self, clip: Clip) -> Float32:
-        return load_audio(clip.source, rate=clip.rate, target_rate=self.manifest.audio.sample_rate)
-
-    def _windows(self, samples: Float32) -> Float32:
-        audio = self.manifest.audio
-        return log_mel(
-            samples,
-            rate=audio.sample_rate,
-            fft=audio.fft,
-            hop=audio.hop,
-            bins=audio.mel_bins,
-            window_frames=audio.window_frames,
-        )
-
-    def _hear(self, clip: Clip, language: str | None, how: Decoding) -> Prepared:
-        started = perf_counter()
-        samples = self._samples(clip)
-        ids = self._prompts.transcription(self._count([samples])[0], language)
-        return self._prepare(ids, [samples], how, started)
-
-    def _how(
-        self, settings: Settings, tools: Sequence[Tool] = (), choice: ToolChoice = "auto", *, several: bool = True
-    ) -> Decoding:
-        """The settings of an answer, with the rules that they and the tools set for its tokens."""
-        how, chosen = decoding(**settings), read_choice(choice, tools, several=several)
-        if how.language is None and not tools:
-            return how
-        text = self.manifest.text
-        stop = (*text.stop_tokens, *how.stop_tokens)
-        rules = Rules(self._tokenizer, text, stop, text=how.language, choice=chosen if tools else None)
-        return replace(how, rules=rules)
-
-    def _converse(self, messages: Sequence[Mapping[str, Any]], how: Decoding, tools: Sequence[Tool] = ()) -> Prepared:
-        started = perf_counter()
-        turns = read_messages(messages)
-        heard = [self._samples(clip) for clip in clips(turns)]
-        return self._prepare(self._prompts.chat(turns, self._count(heard), tools), heard, how, started)
-
-    def _count(self, heard: Sequence[Float32]) -> list[int]:
-        """Windows of each recording; an engine that listens itself says how many it makes of one."""
-        if isinstance(self._engine, Listener):
-            return [len(self._encode(clip)) for clip in heard]
-        samples = self.manifest.audio.hop * self.manifest.audio.window_frames
-        return [-(-len(clip) // samples) for clip in heard]
-
-    def _prepare(self, ids: Sequence[int], heard: Sequence[Float32], how: Decoding, started: float) -> Prepared:
-        """The prompt is checked against the context by now: only what fits is encoded."""
-        embeddings = np.array(self._engine.embed(np.asarray(ids, np.int64)))
-        if heard:
-            places = np.asarray(ids) == self.manifest.text.audio_token
-            audio = np.concatenate([self._encode(samples, how) for samples in heard])
-            embeddings[places] = audio.reshape(-1, embeddings.shape[1])
-        seconds = sum(map(len, heard)) / self.manifest.audio.sample_rate
-        return Prepared(tuple(ids), embeddings, seconds, perf_counter() - started)
-
-    def _encode(self, samples: Float32, how: Decoding | None = None) -> Float32:
-        """Audio embeddings; kept for a while, since a conversation hands its recordings over at every turn."""
-        if how is not None:
-            how.check_wanted()
-        key = blake2b(np.ascontiguousarray(samples).data, digest_size=16).digest()
-        if key not in self._heard:
-            self._heard[key] = self._embedded(samples)
-        self._heard.move_to_end(key)
-        while len(self._heard) > 1 and sum(map(len, self._heard.values())) > REMEMBERED:
-            self._heard.popitem(last=False)
-        return self._heard[key]
-
-    def _embedded(self, samples: Float32) -> Float32:
-        if isinstance(self._engine, Listener):
-            return self._engine.hear(samples)
-        return self._engine.encode(self._windows(samples))
-
-    def _row(self, prepared: Prepared, how: Decoding, number: int) -> Row:
-        text = self.manifest.text
-        return start_row(
-            self._tokenizer,
-            how,
-            prepared.ids,
-            context=self._context,
-            stop=text.stop_tokens,
-            vocabulary=text.vocabulary,
-            row=number,
-        )
-
-    def _pieces(self, prepared: Prepared, how: Decoding, number: int = 0) -> Generator[str, None, Reply]:
-        how.check_wanted()
-        row, started = self._row(prepared, how, number), perf_counter()
-        logits, state = self._engine.prefill([prepared.embeddings])
-        prefilled = perf_counter()
-        for _, piece in grow(self._engine, [row], logits, state):
-            if piece:
-                yield piece
-        return self._reply(prepared, row, prefilled - started, perf_counter() - prefilled)
-
-    def _answer(self, batch: Sequence[Prepared], how: Decoding, first: int = 0) -> list[Reply]:
-        """Answers of prompts decoded together; `first` is the number of the first among all of the caller's."""
-        rows = [self._row(prepared, how, first + i) for i, prepared in enumerate(batch)]
-        started = perf_counter()
-        logits, state = self._engine.prefill([prepared.embeddings for prepared in batch])
-        prefilled = perf_counter()
-        for _ in grow(self._engine, rows, logits, state):
-            pass
-        prefill, decode = prefilled - started, perf_counter() - prefilled
-        return [
-            self._reply(prepared, row, prefill * share, decode * part)
-            for prepared, row, share, part in zip(
-                batch,
-                rows,
-                _shares([len(prepared.ids) for prepared in batch]),
-                _shares([len(row.tokens) for row in rows]),
-                strict=True,
-            )
-        ]
-
-    def _reply(self, prepared: Prepared, row: Row, prefill: float, decode: float) -> Reply:
-        timings = Timings(prepared.audio_seconds, prepared.seconds, prefill, decode, len(row.tokens))
-        return Reply(
-            "".join(row.pieces),
-            tuple(row.tokens),
-            self.engine,
-            row.finish or "stop",
-            timings,
-            prompt_tokens=len(prepared.ids),
-            audio_tokens=prepared.ids.count(self.manifest.text.audio_token),
-            tool_calls=self._calls(prepared, row),
-        )
-
-    def _calls(self, prepared: Prepared, row: Row) -> tuple[ToolCall, ...]:
-        form = self.manifest.text.tools
-        if form is None or not row.calling:
-            return ()
-        begin = row.tokens.index(calls_marker(self._tokenizer, form))
-        seed = blake2b(np.asarray((*prepared.ids, *row.tokens), np.int64).tobytes()).digest()
-        return read_calls(self._tokenizer.decode(row.tokens[begin:], specials=True), form, seed)
-
-
-def _shares(counts: Sequence[int]) -> list[float]:
-    total = sum(counts)
-    return [count / total if total else 1 / len(counts) for count in counts]

@@ -17,6 +17,7 @@ from ossicle.compiler.demonstration import shipped
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.reference import Original, _recording
 from ossicle.compiler.speech import Clip
+from ossicle.runtimes.generate import decoding
 from ossicle.runtimes.opening import load
 from ossicle.runtimes.session import Session
 from ossicle.targets.contract import Float32
@@ -83,7 +84,7 @@ def test_two_recordings_in_one_prompt(pair: Pair) -> None:
     messages = [{"role": "user", "content": content}]
     ids, audio = asked(pair.original, clips)
     expected = pair.original._reply(ids, audio)
-    prepared = pair.session._converse(messages)
+    prepared = pair.session._prompt.converse(messages, decoding())
     assert list(prepared.ids) == ids
     assert expected.logits is not None
     ours = pair.session._engine.score(prepared.embeddings, 1)
