@@ -18,7 +18,6 @@ from .contract import (
     CheckpointError,
     Float16,
     Float32,
-    QuantizedRows,
     QuantizedTensor,
     TensorSource,
     WeightFormat,
@@ -26,7 +25,8 @@ from .contract import (
 )
 from .coreml_mil import Blob, Block, Value
 from .coreml_ops import blockwise, lookup
-from .streaming import BLOCK, DataFiles, Layout, Slot, row_blocks
+from .integers import padded, write_integers
+from .streaming import BLOCK, DataFiles, Layout, Slot, write_floats
 
 HEADER = 64  # bytes in front of a record, and of the file
 _VERSION, _SENTINEL = 2, 0xDEADBEEF
@@ -108,7 +108,7 @@ def floats(block: Block, records: Records, source: TensorSource) -> Value:
     def make() -> Blob:
         blob, slot = records.place(source.name, records.compute, source.shape)
         count = int(np.prod(source.shape, dtype=np.int64))
-        records.layout.jobs.append((4 * count, lambda files: _write_floats(files, source, slot)))
+        records.layout.jobs.append((4 * count, lambda files: write_floats(files, slot, source)))
         return blob
 
     return block.stored(records.once(source.name, make), source.name)
@@ -134,8 +134,8 @@ def zeros(block: Block, records: Records, count: int) -> Value:
 def _quantized(records: Records, tensor: QuantizedTensor) -> Compressed:
     """Records of codes, scales and (asymmetric) zero points; codes signed around zero where symmetric."""
     form, rows = tensor.format, tensor.shape[0]
-    groups = -(-tensor.shape[1] // form.group)
-    width = groups * form.group
+    width = padded(tensor)
+    groups = width // form.group
     dtype = f"{'' if form.symmetric else 'u'}int{form.bits}"
     parts = [
         records.place(f"{tensor.name}.codes", dtype, (rows, width)),
@@ -144,7 +144,7 @@ def _quantized(records: Records, tensor: QuantizedTensor) -> Compressed:
     if not form.symmetric:
         parts.append(records.place(f"{tensor.name}.zero_points", dtype, (rows, groups)))
     blobs, slots = zip(*parts, strict=True)
-    records.layout.jobs.append((4 * rows * tensor.shape[1], lambda files: _write_integers(files, tensor, slots)))
+    records.layout.jobs.append((4 * rows * tensor.shape[1], lambda files: write_integers(files, tensor, slots)))
     return Compressed(width, *blobs)
 
 
@@ -179,31 +179,3 @@ def _fit(name: str, values: Float32, height: int, levels: int) -> tuple[Float16,
         raise CheckpointError(
             f"tensor '{name}' cannot be stored in palettes: {reason}. Repair the checkpoint, or build with --quant fp32"
         ) from reason
-
-
-def _write_floats(files: DataFiles, source: TensorSource, slot: Slot) -> None:
-    for start, stop in row_blocks(source.shape):
-        values = source.rows(start, stop).astype(slot.dtype, copy=False)
-        files.write(slot, start * (slot.size // source.shape[0]), values)
-
-
-def _write_integers(files: DataFiles, tensor: QuantizedTensor, slots: tuple[Slot, ...]) -> None:
-    rows, points = tensor.shape[0], []
-    for block in tensor.blocks():
-        files.write(slots[0], block.start * (slots[0].size // rows), _packed_codes(block, tensor))
-        files.write(slots[1], block.start * (slots[1].size // rows), block.scales)
-        points += [] if block.zero_points is None else [block.zero_points]
-    if points:  # of an odd number of groups, a row of nibbles ends within a byte
-        files.write(slots[2], 0, _packed(np.concatenate(points).reshape(1, -1), tensor.format))
-
-
-def _packed_codes(block: QuantizedRows, tensor: QuantizedTensor) -> NDArray[np.uint8]:
-    form = tensor.format
-    middle = 1 << (form.bits - 1)
-    width = -(-tensor.shape[1] // form.group) * form.group
-    codes = groupwise.pad_columns(block.codes, width, middle)
-    return _packed(codes ^ np.uint8(middle) if form.symmetric else codes, form)
-
-
-def _packed(codes: NDArray[np.uint8], form: WeightFormat) -> NDArray[np.uint8]:
-    return groupwise.pack_pairs(codes) if form.bits == 4 else codes

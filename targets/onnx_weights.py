@@ -1,5 +1,6 @@
 """Weights of an ONNX graph: each operator in the form its format needs, and its numbers streamed into external data."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,18 +8,33 @@ from numpy.typing import NDArray
 
 from ..kernels import groupwise
 from .contract import QuantizedRows, QuantizedTensor, Recipe, TensorSource, WeightFormat, WeightStore
-from .streaming import DataFiles, Layout, Slot, row_blocks, turned
+from .streaming import DataFiles, Layout, Slot, write_floats, write_turned
 
 
 def place(model: Any, recipe: Recipe, weights: WeightStore, known: frozenset[str]) -> Layout:
     """Give every weight of a graph its form and its slot; `known` are the initializers that are weights."""
+    return placed_by(_place_linear, _place_embedding, model, recipe, weights, known)
+
+
+def placed_by(
+    linear: Callable[..., None],
+    embedding: Callable[..., None],
+    model: Any,
+    recipe: Recipe,
+    weights: WeightStore,
+    known: frozenset[str],
+) -> Layout:
+    """Slots of a graph's weights, matrices placed by `linear`, tables that are looked up by `embedding`, the rest as floats."""
     layout = Layout()
     for node in list(model.graph):
         name = linear_weight(node)
         if name in known:
-            _place_linear(model, node, name, recipe, weights, layout)
+            transpose = node.inputs[1].producer()
+            weight = transpose.inputs[0]
+            linear(model, node, name, recipe, weights, layout)
+            _drop_unused(model, transpose, weight)
         elif node.op_type == "Gather" and node.inputs[0].name in known:
-            _place_embedding(model, node, recipe, weights, layout)
+            embedding(model, node, recipe, weights, layout)
     for name, value in list(model.graph.initializers.items()):
         if name in known:
             float_slot(layout, value, weights.source(name), transpose=False)
@@ -49,19 +65,26 @@ def linear_weight(node: Any) -> str | None:
     return name
 
 
-def _place_linear(model: Any, node: Any, name: str, recipe: Recipe, weights: WeightStore, layout: Layout) -> None:
-    transpose = node.inputs[1].producer()
-    weight = transpose.inputs[0]
-    if weights.format(name).is_float:
-        stored = initializer(model, f"{name}.T", float_type(weight), weights.source(name).shape[::-1])
-        float_slot(layout, stored, weights.source(name), transpose=True)
-        node.replace_input_with(1, stored)
-    else:
-        _place_matmul_n_bits(model, node, weights.quantized(name), recipe, layout)
+def float_matrix(model: Any, node: Any, source: TensorSource, layout: Layout) -> Any:
+    """An initializer for the matrix that a node multiplies with, turned and stored as floats."""
+    weight = node.inputs[1].producer().inputs[0]
+    stored = initializer(model, f"{source.name}.T", float_type(weight), source.shape[::-1])
+    float_slot(layout, stored, source, transpose=True)
+    return stored
+
+
+def _drop_unused(model: Any, transpose: Any, weight: Any) -> None:
     if not transpose.outputs[0].uses():
         model.graph.remove(transpose, safe=True)
     if not weight.uses():
-        model.graph.initializers.pop(name)
+        model.graph.initializers.pop(weight.name)
+
+
+def _place_linear(model: Any, node: Any, name: str, recipe: Recipe, weights: WeightStore, layout: Layout) -> None:
+    if weights.format(name).is_float:
+        node.replace_input_with(1, float_matrix(model, node, weights.source(name), layout))
+    else:
+        _place_matmul_n_bits(model, node, weights.quantized(name), recipe, layout)
 
 
 def _place_matmul_n_bits(model: Any, node: Any, tensor: QuantizedTensor, recipe: Recipe, layout: Layout) -> None:
@@ -168,16 +191,8 @@ def float_slot(layout: Layout, value: Any, source: TensorSource, *, transpose: b
     """A slot for a weight stored as floats, row by row or, where `transpose`, as the columns of [K, N]."""
     shape = source.shape[::-1] if transpose else source.shape
     slot = layout.add(value.name, float_type(value), shape)
-
-    def job(files: DataFiles) -> None:
-        for start, stop in row_blocks(source.shape):
-            values = source.rows(start, stop).astype(slot.dtype, copy=False)
-            if transpose:
-                files.write_columns(slot, start, turned(values))
-            else:
-                files.write(slot, start * (slot.size // source.shape[0]), values)
-
-    layout.jobs.append((4 * int(np.prod(shape, dtype=np.int64)), job))
+    write = write_turned if transpose else write_floats
+    layout.jobs.append((4 * int(np.prod(shape, dtype=np.int64)), lambda files: write(files, slot, source)))
 
 
 def constant_slot(layout: Layout, value: Any) -> None:

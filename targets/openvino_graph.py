@@ -15,6 +15,7 @@ import numpy as np
 
 from . import onnx_graph, openvino_attention, openvino_weights
 from .contract import Float32, QuantizedTensor, Recipe, TracedStage, WeightStore
+from .integers import padded
 from .openvino_weights import Constants
 from .streaming import Layout
 
@@ -77,7 +78,7 @@ def _place_weight(model: Any, parameter: Any, weights: WeightStore, constants: C
         stored = _look_up(users[0].get_node(), tensor, constants)
     else:
         stored, value = openvino_weights.matrix(constants, tensor)
-        _use(users, value, openvino_weights.padded(tensor) - tensor.shape[1])
+        _use(users, value, padded(tensor) - tensor.shape[1])
     model.remove_parameter(parameter)
     model.add_parameters(stored)
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..kernels import groupwise
-from .contract import Float32, QuantizedRows, QuantizedTensor, TensorSource, WeightFormat, WeightStore
-from .streaming import DataFiles, Layout, Slot, row_blocks
+from .contract import Float32, QuantizedTensor, TensorSource, WeightFormat, WeightStore
+from .integers import padded, write_integers
+from .streaming import Layout, Slot, write_floats
 
 
 @dataclass(frozen=True)
@@ -103,12 +102,6 @@ def rows(constants: Constants, tensor: QuantizedTensor, ids: Any) -> tuple[list[
     return parts, operators.slice(value, *bounds)
 
 
-def padded(tensor: QuantizedTensor) -> int:
-    """Columns of a quantized matrix with its last group made whole."""
-    group = tensor.format.group
-    return -(-tensor.shape[1] // group) * group
-
-
 def store_of(weights: WeightStore, name: str) -> QuantizedTensor | None:
     """A weight as the recipe's integers; None where it stays floats."""
     return None if weights.format(name).is_float else weights.quantized(name)
@@ -127,38 +120,10 @@ def _parts(constants: Constants, tensor: QuantizedTensor) -> list[Any]:
     if not form.symmetric:
         parts.append(constants.add(names[2], kind, (count, groups, 1)))
     slots = [constants.held[name].slot for name in names[: len(parts)]]
-    constants.layout.jobs.append((4 * count * tensor.shape[1], lambda files: _write_tensor(files, tensor, slots)))
+    constants.layout.jobs.append((4 * count * tensor.shape[1], lambda files: write_integers(files, tensor, slots)))
     return parts
 
 
-def _write_tensor(files: DataFiles, tensor: QuantizedTensor, slots: list[Slot]) -> None:
-    count, zeros = tensor.shape[0], []
-    for block in tensor.blocks():
-        files.write(slots[0], block.start * (slots[0].size // count), _packed_codes(block, tensor))
-        files.write(slots[1], block.start * (slots[1].size // count), block.scales)
-        zeros += [] if block.zero_points is None else [block.zero_points]
-    if zeros:  # of an odd number of groups, a row of nibbles ends within a byte
-        files.write(slots[2], 0, _packed(np.concatenate(zeros).reshape(1, -1), tensor.format))
-
-
-def _packed_codes(block: QuantizedRows, tensor: QuantizedTensor) -> NDArray[np.uint8]:
-    """Rows of whole groups; two's complement around zero where the format is symmetric."""
-    form = tensor.format
-    middle = 1 << (form.bits - 1)
-    codes = groupwise.pad_columns(block.codes, padded(tensor), middle)
-    return _packed(codes ^ np.uint8(middle) if form.symmetric else codes, form)
-
-
-def _packed(codes: NDArray[np.uint8], form: WeightFormat) -> NDArray[np.uint8]:
-    return groupwise.pack_pairs(codes) if form.bits == 4 else codes
-
-
 def _fill_floats(constants: Constants, source: TensorSource) -> None:
-    slot = constants.held[source.name].slot
-
-    def job(files: DataFiles) -> None:
-        for start, stop in row_blocks(source.shape):
-            values = source.rows(start, stop).astype(slot.dtype, copy=False)
-            files.write(slot, start * (slot.size // source.shape[0]), values)
-
-    constants.layout.jobs.append((4 * int(np.prod(source.shape, dtype=np.int64)), job))
+    slot, numbers = constants.held[source.name].slot, int(np.prod(source.shape, dtype=np.int64))
+    constants.layout.jobs.append((4 * numbers, lambda files: write_floats(files, slot, source)))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .contract import Progress
+from .contract import Progress, TensorSource
 from .hub_folder import CHUNK_BYTES
 
 BLOCK = 1 << 22  # elements of a row block
@@ -125,6 +125,19 @@ def fill(layout: Layout, paths: list[Path], progress: Progress, step: str) -> No
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         files.close()
+
+
+def write_floats(files: DataFiles, slot: Slot, source: TensorSource) -> None:
+    """Fill a slot with a tensor's own numbers, rounded to what the slot holds."""
+    for start, stop in row_blocks(source.shape):
+        values = source.rows(start, stop).astype(slot.dtype, copy=False)
+        files.write(slot, start * (slot.size // source.shape[0]), values)
+
+
+def write_turned(files: DataFiles, slot: Slot, source: TensorSource) -> None:
+    """Fill a slot [K, N] with a matrix [N, K], rounded to what the slot holds."""
+    for start, stop in row_blocks(source.shape):
+        files.write_columns(slot, start, turned(source.rows(start, stop).astype(slot.dtype, copy=False)))
 
 
 def turned(values: NDArray[Any]) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..kernels import float8, groupwise
 from .contract import BuildError, QuantizedRows, QuantizedTensor, Recipe, TensorSource, WeightStore
-from .onnx_weights import constant_slot, float_slot, float_type, initializer, linear_weight, replace
+from .onnx_weights import float_matrix, initializer, placed_by, replace
 from .recipes import FLOAT8
 from .streaming import DataFiles, Layout, Slot, row_blocks, turned
 
@@ -23,36 +23,18 @@ _PER_WORD = 4  # codes of eight bits in an int32
 
 def place(model: Any, recipe: Recipe, weights: WeightStore, known: frozenset[str]) -> Layout:
     """Give every weight of a graph its form and its slot; `known` are the initializers that are weights."""
-    layout = Layout()
-    for node in list(model.graph):
-        name = linear_weight(node)
-        if name in known:
-            _place_linear(model, node, name, recipe, weights, layout)
-        elif node.op_type == "Gather" and node.inputs[0].name in known:
-            _place_embedding(model, node, recipe, weights, layout)
-    for name, value in list(model.graph.initializers.items()):
-        if name in known:
-            float_slot(layout, value, weights.source(name), transpose=False)
-        elif value.const_value is not None and value.const_value.nbytes > 1024:
-            constant_slot(layout, value)
-    return layout
+    return placed_by(_place_linear, _place_embedding, model, recipe, weights, known)
 
 
 def _place_linear(model: Any, node: Any, name: str, recipe: Recipe, weights: WeightStore, layout: Layout) -> None:
-    transpose, form = node.inputs[1].producer(), weights.format(name)
-    weight = transpose.inputs[0]
+    form = weights.format(name)
     if form == FLOAT8:
         stored = _float8(model, node, weights.source(name), recipe, layout)
     elif form.is_float:
-        stored = initializer(model, f"{name}.T", float_type(weight), weights.source(name).shape[::-1])
-        float_slot(layout, stored, weights.source(name), transpose=True)
+        stored = float_matrix(model, node, weights.source(name), layout)
     else:
         stored = _integers(model, node, weights.quantized(name), recipe, layout)
     node.replace_input_with(1, stored)
-    if not transpose.outputs[0].uses():
-        model.graph.remove(transpose, safe=True)
-    if not weight.uses():
-        model.graph.initializers.pop(name)
 
 
 def _integers(model: Any, node: Any, tensor: QuantizedTensor, recipe: Recipe, layout: Layout) -> Any:
