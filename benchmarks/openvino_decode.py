@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from ossicle.benchmarks.process import machine
 from ossicle.compiler.families import family, voxtral
 from ossicle.compiler.pipeline import Silent
 from ossicle.compiler.quantize import Weights
-from ossicle.runtimes import openvino as runtime
 from ossicle.runtimes.base import Options, Sequences
 from ossicle.runtimes.openvino_models import keep_last
+from ossicle.runtimes.openvino_settings import settings
 from ossicle.runtimes.openvino_stateful import StatefulDecoder
 from ossicle.targets.contract import Float32
 from ossicle.targets.openvino import FOLDER, STATELESS, STEMS, Openvino
@@ -107,8 +107,8 @@ def opened(form: str, root: Path, recipe: str) -> Any:
     if form == "transformed":
         _make_stateful(model)
     keep_last(model)
-    facts = {"integer_activations": RECIPES[recipe].integer_activations, "compute": RECIPES[recipe].compute}
-    told = runtime.settings(facts, Options(kv_cache="int8" if form == "stateful int8" else ""))
+    facts = asdict(RECIPES[recipe])
+    told = settings(facts, Options(kv_cache="int8" if form == "stateful int8" else ""))
     return (StatefulDecoder if stateful else HandedOver)(core.compile_model(model, "CPU", told))
 
 

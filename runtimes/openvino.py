@@ -3,7 +3,6 @@
 Compiled models are kept in the folder that the environment variable OSSICLE_OPENVINO_CACHE names, where it is set.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +15,15 @@ from ..targets.manifest import Manifest
 from . import openvino_devices, openvino_models, openvino_static
 from .artifacts import stage_file
 from .base import Encoder, Engine, KeyValues, Options, Sequences, check_options, opened_without_encoder
+from .mapped import let_go
+from .openvino_settings import KV_CACHES, settings
 from .openvino_stateful import StatefulDecoder
 from .openvino_static import StaticDecoder
 from .refusal import missing_package
 
-CACHE = "OSSICLE_OPENVINO_CACHE"
 ENCODER = "openvino_audio_encoder_model.xml"
 EMBEDDINGS = "openvino_text_embeddings_model.xml"
 DECODER, STATELESS = "openvino_language_model.xml", "openvino_language_model_stateless.xml"
-GROUP = 128  # neighbours that share a scale where activations are quantized on the fly
-KV_CACHES = {"float32": "f32", "float16": "f16", "int8": "u8"}
 
 
 class OpenVino:
@@ -57,7 +55,7 @@ class OpenVino:
 
     def open_encoder(self, folder: Path, manifest: Manifest, options: Options) -> Encoder:
         models = _Models(self._core(options), folder, manifest, options)
-        return OpenVinoEncoder(models.encoder(), options.provider)
+        return models.encoder()
 
     def _opened(self, folder: Path, manifest: Manifest, options: Options, encoder: Encoder | None) -> Engine:
         models = _Models(self._core(options), folder, manifest, options)
@@ -83,13 +81,18 @@ class OpenVino:
 class OpenVinoEncoder:
     """An opened audio encoder."""
 
-    def __init__(self, model: Any, device: str) -> None:
+    def __init__(self, model: Any, device: str, data: Path) -> None:
         self.name = f"openvino-{device}"
         self._model = model
+        self._unpacked: Path | None = data  # the engine packs some weights now, and others when it first runs
+        let_go(data)
 
     def encode(self, mel: Float32) -> Float32:
         inputs = [{"audio_values": mel[i : i + 1]} for i in range(len(mel))]
         windows = [openvino_models.run(self._model, window)["audio_features"] for window in inputs]
+        if self._unpacked is not None:
+            let_go(self._unpacked)
+            self._unpacked = None
         return np.asarray(np.concatenate(windows), np.float32)
 
     def close(self) -> None:
@@ -153,76 +156,46 @@ class _Models:
         self._manifest = manifest
         self._options = options
 
-    def encoder(self) -> Any:
+    def encoder(self) -> OpenVinoEncoder:
         """The audio encoder for one window at a time: a batch takes the memory of all its windows at once."""
-        model, path = self._read("audio_encoder", ENCODER)
-        audio = self._manifest.audio
+        stage, audio, device = "audio_encoder", self._manifest.audio, self._options.provider
+        model, path, data = self._read(stage, ENCODER)
         model.reshape({"audio_values": [1, audio.mel_bins, audio.window_frames]})
-        return self._compiled(model, path, self._options.provider)
+        return OpenVinoEncoder(self._compiled(stage, model, path, device), device, data)
 
     def embedding(self) -> Any:
         """The token embedding, on the CPU whatever the device: it looks rows up."""
-        return self._compiled(*self._read("embed_tokens", EMBEDDINGS), "cpu")
+        stage = "embed_tokens"
+        model, path, _ = self._read(stage, EMBEDDINGS)
+        return self._compiled(stage, model, path, "cpu")
 
     def stateful_decoder(self) -> StatefulDecoder:
         """The decoder that keeps keys and values itself."""
-        model, path = self._read("decoder", DECODER)
+        model, path, data = self._read("decoder", DECODER)
         openvino_models.keep_last(model)
-        return StatefulDecoder(self._compiled(model, path, self._options.provider))
+        return StatefulDecoder(self._compiled("decoder", model, path, self._options.provider), data)
 
     def static_decoder(self) -> StaticDecoder:
         """The decoder that is handed its keys and values."""
         columns = min(openvino_static.COLUMNS, self._manifest.text.context)
 
         def compiled(width: int) -> Any:
-            model, path = self._read("decoder", STATELESS)
+            model, path, _ = self._read("decoder", STATELESS)
             openvino_static.fix(model, width, columns)
-            return self._compiled(model, path, self._options.provider)
+            return self._compiled("decoder", model, path, self._options.provider)
 
         return StaticDecoder(compiled, columns)
 
-    def _read(self, stage: str, xml: str) -> tuple[Any, Path]:
+    def _read(self, stage: str, xml: str) -> tuple[Any, Path, Path]:
+        """A model, and the files of its graph and of its weights."""
         names = (xml, xml.replace("_stateless", "").replace(".xml", ".bin"))
         path, data = (stage_file(self._folder, self._manifest, RUNTIME, stage, name) for name in names)
-        return openvino_models.read(self._core, path, data), path
+        return openvino_models.read(self._core, path, data), path, data
 
-    def _compiled(self, model: Any, path: Path, device: str) -> Any:
+    def _compiled(self, stage: str, model: Any, path: Path, device: str) -> Any:
         options = replace(self._options, provider=device)
-        told = settings(self._manifest.recipe, options, self._core.available_devices)
+        told = settings(self._manifest.recipe, options, self._core.available_devices, stage=stage)
         return openvino_models.compiled(self._core, model, path, device.upper(), told)
-
-
-def settings(recipe: Mapping[str, Any], options: Options, devices: Sequence[str] = ("CPU",)) -> dict[str, Any]:
-    """What the engine is told; with "auto", for each of the devices that it may choose."""
-    chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    if options.provider == "auto":
-        chosen["DEVICE_PROPERTIES"] = {
-            device: _device_settings(recipe, options, device.split(".")[0].lower()) for device in devices
-        }
-    else:
-        chosen |= _device_settings(recipe, options, options.provider)
-    if cache := os.environ.get(CACHE):
-        chosen["CACHE_DIR"] = cache
-    return chosen
-
-
-def _device_settings(recipe: Mapping[str, Any], options: Options, device: str) -> dict[str, Any]:
-    """Arithmetic as the recipe has it: int8 activations only where it allows them, and else float32 where it says so.
-
-    A CPU computes in float32 always. A GPU does where nothing coarser is allowed. An NPU has float16 alone.
-    """
-    if device not in ("cpu", "gpu"):
-        return {}
-    integers = recipe["integer_activations"]
-    half = recipe["compute"] == "float16"
-    chosen = {
-        "INFERENCE_PRECISION_HINT": "f16" if device == "gpu" and (half or integers) else "f32",
-        "KV_CACHE_PRECISION": KV_CACHES[options.kv_cache or ("float16" if half else "float32")],
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if integers else 0,
-    }
-    if device == "cpu" and options.threads:
-        chosen["INFERENCE_NUM_THREADS"] = options.threads
-    return chosen
 
 
 RUNTIME = OpenVino()

@@ -6,6 +6,7 @@ before. Which rows go on is told to the next run (`beam_idx`), so that keeping s
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..targets.contract import EngineError, Float32
 from .base import KeyValues, Sequences, check_handed
+from .mapped import let_go
 from .openvino_models import KEEP, failed
 
 CHUNK = 1024  # tokens of one run, so that its activations do not grow with a prompt
@@ -22,9 +24,10 @@ FREE = 2  # requests kept for the next prompts
 class StatefulDecoder:
     """A compiled decoder whose variables are keys and values."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, data: Path | None = None) -> None:
         self._model = model
         self._free: list[_Request] = []
+        self._pack(data)
 
     def prefill(self, prompts: Sequence[Float32]) -> tuple[Float32, Sequences]:
         """Logits [batch, vocabulary] after each prompt [sequence, hidden], and the state."""
@@ -79,6 +82,13 @@ class StatefulDecoder:
             wanted = stop - max(start, len(prompt) - count)
             parts.append(held.run(prompt[None, start:stop], [start], keep=max(1, wanted))[0])
         return np.asarray(np.concatenate(parts)[-count:], np.float32)
+
+    def _pack(self, data: Path | None) -> None:
+        """Run one token: then the engine has packed its weights, and those in the file need not be in memory beside them."""
+        hidden = self._model.input("inputs_embeds").get_partial_shape()[2].get_length()
+        self._begin().run(np.zeros((1, 1, hidden), np.float32), [0], keep=1)
+        if data is not None:
+            let_go(data)
 
     def _begin(self) -> "Held":
         request = self._free.pop() if self._free else _Request(self._model.create_infer_request())

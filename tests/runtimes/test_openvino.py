@@ -11,8 +11,9 @@ import psutil
 import pytest
 from ossicle.compiler.pipeline import build
 from ossicle.runtimes import openvino as runtime
-from ossicle.runtimes import openvino_stateful, openvino_static
+from ossicle.runtimes import openvino_settings, openvino_stateful, openvino_static
 from ossicle.runtimes.base import Engine, Options
+from ossicle.runtimes.processor import Processor
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import EngineError, Float32
 from ossicle.tests import checkpoints
@@ -150,15 +151,50 @@ def test_a_missing_package_is_said_with_the_command(monkeypatch: pytest.MonkeyPa
 
 
 def recipe(integers: bool, compute: str = "float32") -> dict[str, object]:
-    return {"integer_activations": integers, "compute": compute}
+    groups = {part: {"group": group} for part, group in (("encoder", 32), ("embedding", 32), ("decoder", 64))}
+    return {"integer_activations": integers, "compute": compute, **groups}
 
 
-@pytest.mark.parametrize(("integers", "group"), [(True, runtime.GROUP), (False, 0)])
+@pytest.mark.parametrize(("integers", "group"), [(True, 64), (False, 0)])
 def test_activations_are_integers_only_where_the_recipe_allows_them(integers: bool, group: int) -> None:
-    told = runtime.settings(recipe(integers), Options(threads=3))
-    assert told["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == group
+    told = openvino_settings.settings(recipe(integers), Options(threads=3))
+    assert told["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == group  # of the weights
     assert told["INFERENCE_NUM_THREADS"] == 3
     assert told["INFERENCE_PRECISION_HINT"] == "f32"
+    floats = recipe(integers) | {"decoder": {"group": 0}}
+    assert openvino_settings.settings(floats, Options())["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == (128 if integers else 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "integers", "hint"),
+    [(("avx2", "avx512_bf16"), True, "bf16"), (("amx_bf16",), False, "f32"), (("avx512_vnni",), True, "f32")],
+)
+def test_the_encoder_takes_bfloat16_where_the_processor_and_the_recipe_have_it(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], integers: bool, hint: str
+) -> None:
+    monkeypatch.setattr(openvino_settings, "processor", lambda: Processor("", "x86_64", 2, 2, flags))
+    told = openvino_settings.settings(recipe(integers), Options(), stage="audio_encoder")
+    assert told["INFERENCE_PRECISION_HINT"] == hint
+    assert openvino_settings.settings(recipe(integers), Options())["INFERENCE_PRECISION_HINT"] == "f32"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells no process which of its pages are in memory")
+def test_weights_that_the_engine_has_packed_are_not_in_memory_twice(bundle: Path) -> None:
+    opened = runtime.RUNTIME.open(bundle, manifests.read(bundle), Options(threads=1))
+    opened.encode(np.zeros((1, 16, 80), np.float32))
+    for stem in ("openvino_language_model", "openvino_audio_encoder_model"):
+        assert _resident(bundle / "openvino" / f"{stem}.bin") == 0
+    before = opened.score(prompt(21))
+    np.testing.assert_array_equal(opened.score(prompt(21)), before)
+    opened.close()
+
+
+def _resident(path: Path) -> int:
+    """Bytes of a mapped file that are in this process's memory; the file has to be mapped."""
+    maps = psutil.Process().memory_maps(grouped=False)
+    found = [one.rss for one in maps if one.path == str(path.resolve())]
+    assert found
+    return sum(found)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +209,8 @@ def test_activations_are_integers_only_where_the_recipe_allows_them(integers: bo
 def test_what_is_computed_in_is_what_the_recipe_says(
     provider: str, compute: str, integers: bool, told: dict[str, str]
 ) -> None:
-    assert told.items() <= runtime.settings(recipe(integers, compute), Options(provider=provider)).items()
-    chosen = runtime.settings(recipe(integers, compute), Options(provider="auto"), ["CPU", "GPU.0", "NPU"])
+    assert told.items() <= openvino_settings.settings(recipe(integers, compute), Options(provider=provider)).items()
+    chosen = openvino_settings.settings(recipe(integers, compute), Options(provider="auto"), ["CPU", "GPU.0", "NPU"])
     every = chosen["DEVICE_PROPERTIES"]
     assert told.items() <= every[{"gpu": "GPU.0", "cpu": "CPU"}[provider]].items()
     assert every["NPU"] == {}
@@ -244,6 +280,6 @@ def test_fixed_shapes_are_filled_to_the_last_token_and_no_further(engine: Engine
 def test_compiled_models_are_kept_where_the_environment_says(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(runtime.CACHE, str(tmp_path))
+    monkeypatch.setenv(openvino_settings.CACHE, str(tmp_path))
     runtime.RUNTIME.open_encoder(bundle, manifests.read(bundle), Options(threads=1)).close()
     assert list(tmp_path.glob("*.blob"))
