@@ -157,12 +157,12 @@ def _checkpoint(folder: Path, config: Mapping[str, Any], *, keep: bool) -> tuple
     checkpoint = folder / "checkpoint"
     done = folder / "bytes"
     if not (keep and done.is_file()):
-        size = write_random(checkpoint, config, tokenizer=_tokenizer(), shard_bytes=_SHARD_BYTES)
+        size = write_random(checkpoint, config, tokenizer=tokenizer(), shard_bytes=_SHARD_BYTES)
         done.write_text(str(size))
     return checkpoint, int(done.read_text())
 
 
-def _tokenizer() -> Path:
+def tokenizer() -> Path:
     """The tekken.json of 131072 tokens that comes with mistral-common."""
     package = importlib.util.find_spec("mistral_common")
     assert package is not None

@@ -7,6 +7,7 @@ compress-openvino FOLDER         NNCF's 4-bit weight compression, on every model
 convert-coreml CHECKPOINT OUT    coremltools' converter, float16: encoder, embedding, and a decoder without a cache
 quantize-coreml FOLDER           coremltools' 4-bit weight quantizer, on every package of a folder
 quantize-gguf IN OUT TYPE        llama.cpp's quantizer, as package cyllama brings it
+build-genai CHECKPOINT OUT       onnxruntime-genai's builder, int4 in groups of 32, of the text part alone
 """
 
 import json
@@ -191,6 +192,26 @@ def quantize_gguf(source: str, out: str, kind: str) -> None:
     llama_cpp.model_quantize(source, out, params)
 
 
+def build_genai(checkpoint: str, out: str) -> None:
+    """The text part under OUT/text as a checkpoint of its own, and what the builder makes of it in OUT."""
+    from onnxruntime_genai.models.builder import create_model
+    from ossicle.compiler.tokenizer import write_tokenizer
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    text, prefix = Path(out) / "text", "language_model."
+    text.mkdir(parents=True)
+    with safe_open(Path(checkpoint) / "model.safetensors", "pt") as stored:
+        names = [name for name in stored.keys() if name.startswith(prefix)]  # noqa: SIM118 - it is no mapping
+        save_file({name.removeprefix(prefix): stored.get_tensor(name) for name in names}, text / "model.safetensors")
+    config = json.loads((Path(checkpoint) / "config.json").read_text())["text_config"]
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    (text / "config.json").write_text(json.dumps(config | ends | {"architectures": ["LlamaForCausalLM"]}))
+    write_tokenizer(Path(checkpoint), text / "tokenizer.json")
+    (text / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    create_model("", str(text), out, "int4", "cpu", f"{out}/cache", int4_block_size=32, int4_accuracy_level=4)
+
+
 def _model(checkpoint: str) -> tuple[Any, dict[str, Any]]:
     """The model in float32, and inputs of one window of silence."""
     import torch
@@ -212,6 +233,7 @@ _STEPS: Mapping[str, Callable[..., None]] = {
     "convert-coreml": convert_coreml,
     "quantize-coreml": quantize_coreml,
     "quantize-gguf": quantize_gguf,
+    "build-genai": build_genai,
 }
 
 

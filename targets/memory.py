@@ -20,11 +20,11 @@ def total(root: Path = Path("/")) -> int | None:
     return min(limits, default=_installed() if root == Path("/") else None)
 
 
-def peak_memory() -> int:
-    """The most memory that this process has held so far: resident, in bytes; 0 where the system does not tell."""
+def peak_memory(process: int | None = None) -> int:
+    """The most memory that this process has held so far, or on Linux another: resident, in bytes; 0 where it is not told."""
     if sys.platform == "win32":
         return 0
-    status = Path("/proc/self/status")
+    status = Path(f"/proc/{process or 'self'}/status")
     if status.exists():  # ru_maxrss would count what the parent held when it started this process
         lines = status.read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
