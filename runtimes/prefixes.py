@@ -37,9 +37,12 @@ class PrefixEngine:
 
     context: int  # where the engine is bounded
 
-    def __init__(self, engine: Engine, keep: Callable[[Sequences, Float32], Kept], memory: int) -> None:
+    def __init__(
+        self, engine: Engine, keep: Callable[[Sequences, Float32], Kept], token_bytes: int, memory: int
+    ) -> None:
         self.engine = engine
         self._keep = keep
+        self._token_bytes = token_bytes
         self._memory = memory
         self._kept: list[Kept] = []  # the one used last at the end
         if isinstance(engine, BoundedEngine):
@@ -75,8 +78,9 @@ class PrefixEngine:
         return found
 
     def _remember(self, prompt: Float32, state: Sequences) -> None:
-        kept = self._keep(state, prompt)
-        self._kept.append(kept)
+        if self._token_bytes * len(prompt) + prompt.nbytes > self._memory:
+            return  # keeping begins with a copy
+        self._kept.append(self._keep(state, prompt))
         while self._kept and (sum(one.nbytes for one in self._kept) > self._memory or len(self._kept) > ENTRIES):
             self._kept.pop(0)
 
@@ -108,9 +112,9 @@ def with_prefixes(engine: Engine, token_bytes: int, memory: int = MEMORY) -> Eng
     if memory <= 0:
         return engine
     if isinstance(engine, HandingEngine):
-        return PrefixEngine(engine, _by_arrays(engine), memory)
+        return PrefixEngine(engine, _by_arrays(engine), token_bytes, memory)
     if isinstance(engine, BranchingEngine):
-        return PrefixEngine(engine, _by_branches(engine, token_bytes), memory)
+        return PrefixEngine(engine, _by_branches(engine, token_bytes), token_bytes, memory)
     return engine
 
 

@@ -102,9 +102,14 @@ def test_no_more_memory_is_taken_than_allowed(inner: BranchingEngine) -> None:
     for seed in (0, 1, 2, 2, 1, 0):
         engine.prefill([_prompt(100, seed)])
     assert inner.read == [100, 100, 100, 1, 1, 100]
-    small = _engine(BranchingEngine(), 1000, one - 1)
-    assert _says_as_alone(small, _prompt(100))
-    assert _says_as_alone(small, _prompt(100))
+
+
+def test_of_what_is_too_large_to_be_kept_no_copy_is_made(inner: BranchingEngine) -> None:
+    engine = _engine(inner, 1000, 100 * (1000 + 4 * HIDDEN) - 1)
+    inner.lost = True  # branching would fail
+    assert _says_as_alone(engine, _prompt(100))
+    assert _says_as_alone(engine, _prompt(100))
+    assert inner.read == [100, 100]
 
 
 def test_an_engine_that_lost_its_states_reads_all_anew(inner: BranchingEngine) -> None:
