@@ -9,9 +9,10 @@ from ossicle.compiler.cli import app
 from ossicle.compiler.families import family
 from ossicle.compiler.plan import Model, best, described, forecast, holds, plan, size, work
 from ossicle.targets import registry
-from ossicle.targets.contract import CheckpointError, OssicleError
+from ossicle.targets.contract import CheckpointError, OssicleError, WeightFormat
 from ossicle.targets.devices import DEVICES, USABLE, device
-from ossicle.targets.recipes import RECIPES
+from ossicle.targets.recipes import FLOAT8, RECIPES
+from ossicle.targets.sizes import tensor_bytes
 from typer.testing import CliRunner
 
 MINI = Model("mini", family("voxtral"), MINI_3B, False)
@@ -49,6 +50,15 @@ def test_voxtral_mini_takes_what_was_built_of_it(recipe: str, target: str) -> No
     planned = [stored.get(f"{target} {stage}", 0) for stage in ("audio_encoder", "embed_tokens", "decoder")]
     for here, there in zip(planned, BUILT[recipe, target], strict=True):
         assert abs(here - there) <= 0.015 * there
+
+
+def test_a_weight_takes_its_codes_scales_and_zero_points() -> None:
+    assert tensor_bytes((10, 100), WeightFormat(4, 32), 4, 2, True) == 10 * (128 // 2 + 4 * 2)
+    assert tensor_bytes((10, 100), WeightFormat(4, 32), 4, 2, False) == 10 * (100 // 2 + 4 * 2)
+    assert tensor_bytes((10, 96), WeightFormat(4, 32, symmetric=False), 4, 2, True) == 10 * (96 // 2 + 3 * 2 + 2)
+    assert tensor_bytes((10, 96), WeightFormat(8, 32, symmetric=False), 4, 4, True) == 10 * (96 + 3 * 4 + 3)
+    assert tensor_bytes((3, 4, 5), WeightFormat(16), 2, 2, True) == 120
+    assert tensor_bytes((10, 96), FLOAT8, 2, 2, True) == 10 * 96 + 20
 
 
 def test_every_recipe_is_planned_in_the_targets_that_hold_it() -> None:

@@ -130,3 +130,12 @@ def test_impossible_rates_are_refused(rate: int) -> None:
 
 def test_raw_samples_are_not_among_the_formats() -> None:
     assert "RAW" not in readable_formats()
+
+
+def test_resampling_keeps_what_is_below_half_the_rate_and_nothing_above() -> None:
+    """7 kHz pass, 9 kHz, which would be heard as 7, do not: within 1 % and -60 dB."""
+    times = np.arange(48000) / 48000
+    for hertz, low, high in ((7000, 0.495, 0.505), (9000, 0.0, 0.0005)):
+        tone = np.asarray(0.5 * np.sin(2 * np.pi * hertz * times), np.float32)
+        middle = load_audio(tone, rate=48000)[4000:12000]
+        assert low <= np.sqrt(2 * (middle**2).mean()) <= high
