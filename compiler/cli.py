@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cli_bench, cli_build, cli_calibrate, cli_corpus, cli_plan, cli_run, cli_serve  # noqa: F401 - their commands register themselves
+from . import (  # noqa: F401 - their commands register themselves
+    cli_bench,
+    cli_build,
+    cli_calibrate,
+    cli_corpus,
+    cli_plan,
+    cli_push,
+    cli_run,
+    cli_serve,
+    cli_sweep,
+)
 from .cli_common import Json, app, guarded, needs_build_extra, options, print_json, tell
 
 

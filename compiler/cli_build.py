@@ -145,6 +145,7 @@ def verify(
     """Compare a bundle with its original: log-mel, embeddings, logits, texts, word error rate."""
     needs_build_extra("verifying")
     from . import cli_show
+    from . import speech as recordings
     from .checkpoint import open_checkpoint
     from .cli_progress import Bars
     from .lora import parse_adapter
@@ -159,7 +160,7 @@ def verify(
     if engine is None:
         mark(bundle, verification)
     if engine is None or report:
-        write(report or bundle, verification)
+        write(report or bundle, verification, recordings.load(speech or recordings.shipped()))
     if as_json:
         print_json(document(verification))
     else:

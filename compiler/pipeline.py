@@ -18,6 +18,7 @@ from ..targets.recipes import recipe as named_recipe
 from ..targets.tensorrt_engine import Engines
 from . import report
 from . import runtime_adapters as beside
+from . import speech as recordings
 from . import verify as verification
 from .assignment import assign
 from .checkpoint import Checkpoint, open_checkpoint
@@ -162,7 +163,7 @@ def describe(
         text=replace(text, context=min(text.context, recipe.context)),
         artifacts=tuple(artifacts),
         files=tuple(manifests.file_entry(folder, path) for path in shared if path.name not in _NOT_SHARED),
-        tools=_tools({artifact.target for artifact in artifacts}),
+        tools=tools({artifact.target for artifact in artifacts}),
         runtime_adapters=tuple(runtime_adapters),
         imatrix=checkpoint.imatrix.file if checkpoint.imatrix else None,
     )
@@ -174,7 +175,7 @@ def check(
     """How the bundle in `folder` compares with the original, marked in its manifest and reported beside it."""
     verified = verification.verify(folder, checkpoint, speech=speech, cache=cache, progress=progress)
     verification.mark(folder, verified)
-    report.write(folder, verified)
+    report.write(folder, verified, recordings.load(speech or recordings.shipped()))
     return verified
 
 
@@ -224,11 +225,12 @@ def _inputs(
         "recipe": asdict(recipe),
         "imatrix": asdict(checkpoint.imatrix.file) if checkpoint.imatrix else None,
         "targets": {name: list(stages) for name, stages in assigned.items()},
-        "tools": _tools(assigned),
+        "tools": tools(assigned),
     }
 
 
-def _tools(targets: Iterable[str]) -> dict[str, str]:
+def tools(targets: Iterable[str]) -> dict[str, str]:
+    """The versions of all packages that decide the bytes of a bundle for these targets."""
     return {"ossicle": __version__, **{name: version(name) for name in _TOOLS}, **registry.tools(targets)}
 
 

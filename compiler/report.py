@@ -1,4 +1,4 @@
-"""A verification as people and as machines read it: `verification.md` and `verification.json`."""
+"""A verification as people and as machines read it: `verification.md`, `verification.html` and `verification.json`."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .figures import Check, Comparison, Figures, Said, TargetVerification, Verification
+from .speech import Speech
 
 VERSION = 1
 NAME = "verification"
@@ -34,14 +35,21 @@ _SHARES = {"top1", "same_text", "same_answers", "wer_original", "wer", "answers_
 _AT_LEAST = {"top1", "same_text", "same_answers"}
 
 
-def write(folder: Path, verification: Verification) -> tuple[Path, Path]:
-    """Write both reports under `folder`, and give back where they are."""
+def write(folder: Path, verification: Verification, speech: Speech | None = None) -> tuple[Path, Path]:
+    """Write the reports under `folder`, and give back where the page in Markdown and the record in JSON are.
+
+    The page in HTML is written where the recordings are given that it lets hear.
+    """
+    from . import report_html
+
     folder.mkdir(parents=True, exist_ok=True)
     page, record = folder / f"{NAME}.md", folder / f"{NAME}.json"
     page.write_text(markdown(verification), encoding="utf-8")
     record.write_text(
         json.dumps(document(verification), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
+    if speech is not None:
+        report_html.write_verification(folder, verification, speech)
     return page, record
 
 
@@ -69,12 +77,12 @@ def markdown(verification: Verification) -> str:
 
 def faults(verification: Verification) -> list[str]:
     """A sentence for each check that failed."""
-    return [
-        f"{target.target}: {_fault(check)}"
-        for target in verification.targets
-        for check in target.checks
-        if not check.passed
-    ]
+    return [f"{target.target}: {fault}" for target in verification.targets for fault in faults_of(target)]
+
+
+def faults_of(target: TargetVerification) -> list[str]:
+    """A sentence for each check that failed of one target."""
+    return [_fault(check) for check in target.checks if not check.passed]
 
 
 def figure(name: str, value: float | None) -> str:
@@ -103,10 +111,10 @@ def finite(value: Any) -> Any:
 def _target(target: TargetVerification) -> list[str]:
     verdict = "passed" if target.passed else "FAILED"
     lines = [f"## {target.target}: {verdict}", "", f"Proof: {target.proof}, by {target.engine}.", ""]
-    lines += _table(("figure", "value", "limit", ""), _figure_rows(target.figures, target.checks))
+    lines += table(("figure", "value", "limit", ""), _figure_rows(target.figures, target.checks))
     lines += [
         "",
-        *_table(("clip", "windows", "log-mel", "embeddings", "logits", "KL", "top-1", "text"), _clips(target)),
+        *table(("clip", "windows", "log-mel", "embeddings", "logits", "KL", "top-1", "text"), _clips(target)),
     ]
     differing = [(clip.clip, said) for clip in target.clips for said in clip.said if not said.same]
     return lines + (["", "Texts that differ:", "", *_differing(differing)] if differing else [])
@@ -156,7 +164,7 @@ def _same(clip: Comparison) -> str:
 
 
 def _differing(entries: Iterable[tuple[str, Said]]) -> list[str]:
-    return _table(
+    return table(
         ("clip", "prompt", "original", "artifact"),
         [(clip, _prompt(said), said.original, said.artifact) for clip, said in entries],
     )
@@ -175,7 +183,8 @@ def _fault(check: Check) -> str:
     return f"{_LABELS[check.figure]} {value} is {relation} {limit}{clip}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(_cell(text) for text in line) + " |" for line in lines]
 

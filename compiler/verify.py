@@ -60,12 +60,13 @@ def verify(
     speech: Path | None = None,
     cache: Path | None = None,
     engine: str | None = None,
+    target: str | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """How the bundle at a path compares with the checkpoint (adapters merged) that it was built from.
 
     `speech` lists the recordings, by default those that ossicle ships. `cache` keeps the original's readings. `engine` runs the
-    artifacts in place of the one that they were built for.
+    artifacts in place of the one that they were built for. `target` is the only one that is compared.
 
     Raises:
         VerificationError: the checkpoint or its adapters are not the bundle's, or the original does not fit in memory.
@@ -81,8 +82,9 @@ def verify(
         rounded = stored.keep(checkpoint, recipe, kept, progress) if stored.rounds(recipe) else [None] * len(kept)
         entries = [Kept(clip, path, beside) for (clip, path), beside in zip(kept, rounded, strict=True)]
         targets = tuple(
-            _judged(bundle, target, runner, entries, recipe.thresholds, progress)
-            for target, runner in _runners(manifest, engine).items()
+            _judged(bundle, name, runner, entries, recipe.thresholds, progress)
+            for name, runner in _runners(manifest, engine).items()
+            if target in (None, name)
         )
     return Verification(manifest.name, recipe.name, spoken.name, spoken.sha256, recipe.thresholds, targets)
 

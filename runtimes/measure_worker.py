@@ -16,7 +16,7 @@ import numpy as np
 
 from ..targets import manifest as manifests
 from ..targets.contract import EngineError, Float32, OssicleError
-from ..targets.memory import peak_memory
+from ..targets.memory import peak_memory_of_all
 from .base import EncoderRuntime, Engine, HandingEngine, Options
 from .measurements import stages_of
 from .mixed import open_plan
@@ -94,14 +94,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
             answer = actions[request.pop("do")](**request)
         except (OssicleError, MemoryError) as reason:
             answer = {"error": " ".join(str(reason).split()) or type(reason).__name__}
-        print(json.dumps(answer | {"memory": _memory()}), file=answers, flush=True)
-
-
-def _memory() -> int:
-    """The most that this process and those that it started have held, in bytes, where the system tells of both."""
-    children = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
-    lines = [line for pid in children for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
-    return peak_memory() + sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+        print(json.dumps(answer | {"memory": peak_memory_of_all()}), file=answers, flush=True)
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ written.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from time import perf_counter
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..targets import manifest as manifests
 from ..targets.contract import OssicleError
-from ..targets.memory import peak_memory
+from ..targets.memory import peak_memory_of_all
 from ..targets.probe import Answer, Kind, Report, Request, read_requests, write_report
 from .base import proof
 from .opening import load
@@ -31,7 +32,7 @@ def answer(session: Session, request: Request) -> Answer:
     result = _ANSWERS[request.kind](session, request)
     seconds = perf_counter() - started
     if isinstance(result, Reply):
-        return Answer(request.kind, seconds, text=result.text, tokens=result.tokens)
+        return Answer(request.kind, seconds, text=result.text, tokens=result.tokens, timings=asdict(result.timings))
     return Answer(request.kind, seconds, array=result)
 
 
@@ -43,7 +44,8 @@ def report(bundle: Path, requests: Sequence[Request], *, engine: str = "auto", t
         loaded = perf_counter() - started
         answers = tuple(answer(session, request) for request in requests)
         modules = tuple(sorted({name.partition(".")[0] for name in sys.modules}))
-        return Report(session.engine, proof(runtime), _versions(modules), modules, loaded, peak_memory(), answers)
+        memory = peak_memory_of_all()
+        return Report(session.engine, proof(runtime), _versions(modules), modules, loaded, memory, answers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,8 @@ Errors, all under `OssicleError`, each naming the thing refused, the reason, wha
     ├── EngineError          an engine is missing, or failed
     ├── CorpusError          a corpus cannot be read, or its run cannot be begun or gone on with
     ├── ServerError          a server cannot be started as asked
+    ├── SweepError           a sweep cannot be begun or gone on with
+    ├── PushError            a bundle cannot be uploaded
     └── VerificationError    an artifact does not compute what the original does
 """
 
@@ -79,6 +81,14 @@ class CorpusError(OssicleError):
 
 class ServerError(OssicleError):
     """A server cannot be started as asked."""
+
+
+class SweepError(OssicleError):
+    """A sweep cannot be begun or gone on with."""
+
+
+class PushError(OssicleError):
+    """A bundle cannot be uploaded."""
 
 
 class Cancelled(OssicleError):  # noqa: N818 - no error: what the caller asked for

@@ -34,6 +34,13 @@ def peak_memory(process: int | None = None) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes
 
 
+def peak_memory_of_all() -> int:
+    """As `peak_memory`, of this process and those that it started and that still run, where the system tells of both."""
+    children = [pid for path in Path("/proc/self/task").glob("*/children") for pid in _text(path).split()]
+    lines = [line for pid in children for line in _text(Path(f"/proc/{pid}/status")).splitlines()]
+    return peak_memory() + sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
 def _line(root: Path, name: str) -> int | None:
     lines = _text(root / "proc/meminfo").splitlines()
     found = [line.split()[1] for line in lines if line.startswith(f"{name}:") and len(line.split()) > 1]

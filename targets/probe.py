@@ -9,7 +9,7 @@ come back as one npz archive: arrays as they are, all else in a JSON document be
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -47,13 +47,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for the request of the same place. `tokens` are without the stop token that ended them."""
+    """What came back for the request of the same place. `tokens` are without the stop token that ended them.
+
+    `timings` are a text's: seconds of "audio", and of work on it: "encode", "prefill" and "decode" of so many "tokens".
+    """
 
     kind: Kind
     seconds: float
     array: Float32 | None = None
     text: str | None = None
     tokens: tuple[int, ...] = ()
+    timings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Report:
     versions: dict[str, str] = field(repr=False)  # of the packages that were imported
     modules: tuple[str, ...] = field(repr=False)  # top-level modules imported; never torch or transformers
     load_seconds: float
-    peak_memory: int  # bytes, resident
+    peak_memory: int  # bytes, resident, of the processes that the engine started too
     answers: tuple[Answer, ...]
 
 

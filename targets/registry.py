@@ -15,6 +15,15 @@ _TARGETS = {
     "tensorrt": ("tensorrt", "Tensorrt"),
 }
 
+# The engine that each format is run by; variants of it have its name and more behind a hyphen.
+ENGINES = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "gguf": "llamacpp",
+    "coreml": "coreml",
+    "tensorrt": "tensorrt",
+}
+
 # Formats whose engine takes audio embeddings from another's encoder, and the one to build beside where there is no other.
 ENCODER_BESIDE = {"gguf": "onnx"}
 

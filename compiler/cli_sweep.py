@@ -1,0 +1,93 @@
+"""`ossicle sweep`: the grid of builds and measurements of a checkpoint, and its report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .cli_build import Adapters, Speech
+from .cli_common import Json, app, complain, guarded, needs_build_extra, print_json
+
+if TYPE_CHECKING:
+    from .sweep import Plan, Swept
+
+
+@app.command(epilog="Example: ossicle sweep ./voxtral --quant int8,int4,q4_k_m --target onnx,openvino,gguf --out sweep")
+@guarded
+def sweep(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a model's name on the hub.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where bundles, figures and the report go.")],
+    quant: Annotated[str, typer.Option("--quant", metavar="LIST", help="Recipes, separated by commas.")],
+    target: Annotated[str, typer.Option("--target", metavar="LIST", help="Targets, separated by commas.")] = "onnx",
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="LIST", help="Engines; by default each target's own.")
+    ] = None,
+    adapter: Adapters = None,
+    speech: Speech = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Builds and proofs side by side.")] = 1,
+    executor: Annotated[
+        str, typer.Option("--executor", help="Who builds and proves: processes of this machine, or ray.")
+    ] = "processes",
+    address: Annotated[str | None, typer.Option("--address", metavar="ADDRESS", help="Ray: a cluster's.")] = None,
+    no_speed: Annotated[bool, typer.Option("--no-speed", help="Build and prove only; speeds by a later call.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build, prove and measure every recipe in every target; go on after a kill; report."""
+    needs_build_extra("a sweep")
+    from .cli_progress import Bars
+    from .sweep import check_words, document, facts
+    from .sweep import sweep as swept_of
+    from .sweep_jobs import Crew
+
+    crew = Crew(executor, workers, address)
+    crew.check()
+    recipes, targets, engines = listed(quant), listed(target), listed(engine or "")
+    check_words(recipes, targets, engines)
+    plan = _plan(checkpoint, recipes, targets, engines, adapter or [], speech)
+    with Bars() as bars:
+        swept = swept_of(plan, out, crew=crew, timed=not no_speed, retry_failed=retry_failed, progress=bars)
+    if as_json:
+        print_json(document(swept.found, swept.refused, facts()))
+    else:
+        _print(swept)
+    for one in swept.failed:
+        complain(f"{one.cell} failed: {one.reason}")
+    if swept.failed:
+        raise typer.Exit(1)
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The words of a list with commas between, each once."""
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _plan(
+    checkpoint: str,
+    recipes: tuple[str, ...],
+    targets: tuple[str, ...],
+    engines: tuple[str, ...],
+    adapters: list[str],
+    speech: Path | None,
+) -> "Plan":
+    from .lora import parse_adapter
+    from .sweep import Plan
+
+    merged = tuple((_absolute(str(one.location)), one.weight) for one in map(parse_adapter, adapters))
+    return Plan(
+        _absolute(checkpoint), recipes, targets, engines, merged, None if speech is None else str(speech.absolute())
+    )
+
+
+def _absolute(location: str) -> str:
+    """A path as it is from everywhere; a name on the hub as it is."""
+    path = Path(location).expanduser()
+    return str(path.absolute()) if path.exists() else location
+
+
+def _print(swept: "Swept") -> None:
+    passed = sum(one.proof.verified is not None and one.proof.verified.passed for one in swept.found)
+    typer.echo(f"{len(swept.found)} cells, {passed} passed, {len(swept.failed)} failed, {swept.kept} known before")
+    for cell, reason in swept.refused.items():
+        typer.echo(f"not possible: {cell}: {reason}")
+    typer.echo(f"report: {swept.page}")

@@ -1,0 +1,305 @@
+"""The grid of builds and measurements: every recipe in every target on every engine, and what it is worth.
+
+    plan -> the original's readings -> a build and its proofs per recipe, side by side -> speeds, one at a time -> the report
+
+What is found stays in the sweep's folder cell by cell, so that the same call goes on after a kill.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..targets import registry
+from ..targets.contract import Progress, RecipeError, SweepError
+from ..targets.recipes import recipe as named_recipe
+from . import cells, reference, report_html, speed
+from . import speech as recordings
+from .cells import Cell, Found, Proof, write_whole
+from .checkpoint import Checkpoint, open_checkpoint
+from .lora import AdapterSpec
+from .speech import Speech
+from .sweep_jobs import ORIGINAL, Crew, finished
+
+NAME = "sweep.json"
+TELL = logging.getLogger("ossicle")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is asked for. Paths are absolute: its workers have working folders of their own."""
+
+    checkpoint: str
+    recipes: tuple[str, ...]
+    targets: tuple[str, ...]
+    engines: tuple[str, ...] = ()  # none: each target's own
+    adapters: tuple[tuple[str, float], ...] = ()
+    speech: str | None = None
+    version: int = cells.VERSION
+
+    @cached_property
+    def grid(self) -> tuple[tuple[Cell, ...], Mapping[Cell, str]]:
+        """The cells that can be, and those that cannot with the reason."""
+        possible: list[Cell] = []
+        refused: dict[Cell, str] = {}
+        for recipe in map(named_recipe, self.recipes):
+            for target in self.targets:
+                found = [Cell(recipe.name, target, engine) for engine in engines_of(target, self.engines)]
+                try:
+                    registry.target(target).check(recipe)
+                    possible += found
+                except RecipeError as reason:
+                    refused |= dict.fromkeys(found, str(reason))
+        return tuple(possible), refused
+
+    def open(self) -> Checkpoint:
+        """The checkpoint with its adapters merged."""
+        return open_checkpoint(self.checkpoint, adapters=self.merged())
+
+    def merged(self) -> list[AdapterSpec]:
+        """The adapters to merge."""
+        return [AdapterSpec(path, weight) for path, weight in self.adapters]
+
+    def recordings(self) -> Speech:
+        """The recordings that cells are compared on."""
+        return recordings.load(Path(self.speech) if self.speech else recordings.shipped())
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What decides the figures of a sweep's cells, beside the cell itself."""
+
+    source: Any
+    speech: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, speech: Speech) -> "Keys":
+        adapters = [asdict(adapter) for adapter in checkpoint.adapters]
+        return cls([asdict(checkpoint.source), adapters], speech.sha256)
+
+    def proof(self, cell: Cell) -> str:
+        """The key of a cell's proof."""
+        tools = {"ossicle": __version__, **registry.tools([cell.target])}
+        return cells.key(self.source, self.speech, asdict(cell), asdict(named_recipe(cell.recipe)), tools)
+
+    def speed(self, cell: Cell, machine: Mapping[str, Any]) -> str:
+        """The key of a cell's speed on a machine."""
+        return cells.key(self.proof(cell), machine)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """All cells of a sweep in the order of the grid, those that no target can hold, and where the report is."""
+
+    found: tuple[Found, ...]
+    refused: Mapping[Cell, str]
+    page: Path
+    kept: int  # cells of which nothing had to be done
+
+    @property
+    def failed(self) -> tuple[Found, ...]:
+        """Those of which something is missing."""
+        return tuple(one for one in self.found if one.reason)
+
+
+def sweep(
+    plan: Plan,
+    out: Path,
+    *,
+    crew: Crew,
+    timed: bool = True,
+    retry_failed: bool = False,
+    progress: Progress | None = None,
+) -> Swept:
+    """Build, prove and measure every cell of a plan under `out`, and write `report.html` and `results.json` there.
+
+    What was found before is taken over where checkpoint, recordings, recipe and packages are the same. Without `timed` no
+    speeds are measured; a later call measures what is missing.
+
+    Raises:
+        SweepError: another sweep is at work in `out`, or no cell of the grid is possible.
+        OssicleError: the checkpoint or the recordings cannot be used, or a recipe, target or engine is unknown.
+    """
+    possible, refused = plan.grid
+    if not possible:
+        raise SweepError(f"no cell of the sweep is possible: {'; '.join(refused.values())}")
+    checkpoint, speech = plan.open(), plan.recordings()
+    reference.check_memory(checkpoint)
+    keys = Keys.of(checkpoint, speech)
+    with _alone(out):
+        write_whole(out / NAME, json.dumps(asdict(plan), indent=1) + "\n")
+        before = set(_proved(out, possible, keys, retry_failed))
+        _prove(out, [cell for cell in possible if cell not in before], keys, crew, progress)
+        proofs = {cell: cells.read_proof(out, cell, keys.proof(cell)) or Proof("was not proved") for cell in possible}
+        machine = facts()
+        found, measured = _speeds(out, proofs, keys, speech, machine, timed, retry_failed, progress)
+        page = report_html.write_sweep(out, checkpoint.name, found, refused, speech, machine)
+        write_whole(out / "results.json", json.dumps(document(found, refused, machine), indent=1) + "\n")
+    return Swept(found, refused, page, len(before - measured))
+
+
+def engines_of(target: str, asked: Sequence[str]) -> list[str]:
+    """The engines of those asked for that run a target's artifacts; its own where none is asked for."""
+    own = registry.ENGINES[target]
+    return [engine for engine in asked if engine.partition("-")[0] == own] if asked else [own]
+
+
+def check_words(recipes: Sequence[str], targets: Sequence[str], engines: Sequence[str]) -> None:
+    """Refuse words that name nothing, before any work is done.
+
+    Raises:
+        RecipeError: a recipe or target is unknown.
+        SweepError: an engine runs none of the targets.
+    """
+    for recipe in recipes:
+        named_recipe(recipe)
+    for target in targets:
+        registry.target(target)
+    idle = [engine for engine in engines if not any(engines_of(target, [engine]) for target in targets)]
+    if idle:
+        possible = ", ".join(registry.ENGINES[target] for target in targets)
+        raise SweepError(
+            f"engine '{idle[0]}' runs none of the targets (their engines: {possible}). See: ossicle doctor"
+        )
+
+
+def document(found: Sequence[Found], refused: Mapping[Cell, str], machine: Mapping[str, Any]) -> dict[str, Any]:
+    """All figures as JSON, without the clips."""
+    from .report import finite
+
+    result: dict[str, Any] = finite(
+        {
+            "version": cells.VERSION,
+            "machine": machine,
+            "cells": [_entry(one) for one in found],
+            "impossible": [asdict(cell) | {"reason": reason} for cell, reason in refused.items()],
+        }
+    )
+    return result
+
+
+def facts() -> dict[str, Any]:
+    """What this machine is, as `ossicle doctor` tells it: system, processor, memory and the versions of engines."""
+    command = [sys.executable, "-m", "ossicle.compiler.cli", "doctor", "--json", "--no-measure"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SweepError(f"this machine cannot be described: {done.stderr.strip()}. See: ossicle doctor")
+    told = json.loads(done.stdout)
+    engines = {one["name"]: one["version"] for one in told["runtimes"] if one["version"]}
+    return {name: told[name] for name in ("system", "python", "processor", "memory")} | {"engines": engines}
+
+
+def _proved(out: Path, possible: Sequence[Cell], keys: Keys, retry_failed: bool) -> Iterator[Cell]:
+    """The cells that need no proof any more."""
+    for cell in possible:
+        proof = cells.read_proof(out, cell, keys.proof(cell))
+        if proof is not None and not (proof.reason and retry_failed):
+            yield cell
+
+
+def _prove(out: Path, missing: Sequence[Cell], keys: Keys, crew: Crew, progress: Progress | None) -> None:
+    """Have workers build and prove what is missing; a recipe whose worker died fails with the reason."""
+    if not missing:
+        return
+    if progress:
+        progress.start("prove", len(missing), "cells")
+    for _, reason in finished(out, [ORIGINAL], crew):
+        if reason:
+            raise SweepError(f"the original could not be read: {reason}")
+    for cell in missing:  # what is kept of it is old
+        (out / "proofs" / f"{cell.name}.json").unlink(missing_ok=True)
+    for recipe, reason in finished(out, list(dict.fromkeys(cell.recipe for cell in missing)), crew):
+        for cell in (one for one in missing if one.recipe == recipe):
+            if cells.read_proof(out, cell, keys.proof(cell)) is None:
+                cells.write_proof(out, cell, keys.proof(cell), Proof(reason or "its worker left no proof"))
+            _tell(cell, cells.read_proof(out, cell, keys.proof(cell)))
+            if progress:
+                progress.advance(1)
+
+
+def _tell(cell: Cell, proof: Proof | None) -> None:
+    if proof and proof.verified:
+        told = proof.verified.figures
+        TELL.info("%s: %.1f MB, KL %.2g, same top token %.2f %%", cell, proof.size / 1e6, told.kl, 100 * told.top1)
+    elif proof:
+        TELL.info("%s: failed: %s", cell, proof.reason)
+
+
+def _speeds(
+    out: Path,
+    proofs: Mapping[Cell, Proof],
+    keys: Keys,
+    speech: Speech,
+    machine: Mapping[str, Any],
+    timed: bool,
+    retry_failed: bool,
+    progress: Progress | None,
+) -> tuple[tuple[Found, ...], set[Cell]]:
+    """Every cell with its speed, measured one after the other where it is not known; and those that were measured."""
+    found: list[Found] = []
+    measured: set[Cell] = set()
+    if progress:
+        progress.start("speed", len(proofs), "cells")
+    for cell, proof in proofs.items():
+        known = cells.read_speed(out, cell, keys.speed(cell, machine))
+        if timed and proof.verified and (known is None or (known.reason and retry_failed)):
+            known = speed.measure(out / proof.bundle, cell.engine, speech.clips)
+            cells.write_speed(out, cell, keys.speed(cell, machine), known)
+            measured.add(cell)
+        found.append(Found(cell, proof, known if proof.verified else None))
+        if progress:
+            progress.advance(1)
+    return tuple(found), measured
+
+
+def _entry(one: Found) -> dict[str, Any]:
+    verified = one.proof.verified
+    return asdict(one.cell) | {
+        "reason": one.reason,
+        "bundle": one.proof.bundle,
+        "bytes": one.proof.size,
+        "proof": verified.proof if verified else None,
+        "passed": verified.passed if verified else None,
+        "figures": asdict(verified.figures) if verified else None,
+        "speed": asdict(one.speed) if one.speed else None,
+    }
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """The sweep's folder, for one sweep at a time.
+
+    Raises:
+        SweepError: another is at work there, or it is no folder of a sweep.
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / NAME).exists())):
+        raise SweepError(f"'{out}' exists and is no folder of a sweep (it has no {NAME}). Give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / NAME).exists():
+        write_whole(out / NAME, "{}\n")
+    with (out / ".lock").open("w") as stream:
+        if not _locked(stream):
+            raise SweepError(f"another sweep is at work in '{out}'. Wait for it, or give another --out")
+        yield
+
+
+def _locked(stream: Any) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
