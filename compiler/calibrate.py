@@ -45,9 +45,16 @@ def calibrate(checkpoint: Checkpoint, speech: Path | None = None, progress: Prog
         CheckpointError: the checkpoint lacks a tensor, or Mistral's tokenizer.
     """
     spoken = recordings.load(speech or recordings.shipped())
-    statistics = _Statistics()
-    Streamed(checkpoint, statistics, progress).run(utterances(checkpoint, spoken))
-    return Calibration(checkpoint.identity, spoken.name, spoken.sha256, statistics.measured())
+    return statistics(checkpoint, utterances(checkpoint, spoken), spoken, progress)
+
+
+def statistics(
+    checkpoint: Checkpoint, heard: Sequence[Utterance], spoken: Speech, progress: Progress | None = None
+) -> Calibration:
+    """What every linear matrix is multiplied with over utterances, under the name of `spoken`."""
+    observer = _Statistics()
+    Streamed(checkpoint, observer, progress).run(heard)
+    return Calibration(checkpoint.identity, spoken.name, spoken.sha256, observer.measured())
 
 
 def utterances(checkpoint: Checkpoint, spoken: Speech) -> Sequence[Utterance]:

@@ -81,11 +81,13 @@ def read(path: Path, identity: str, tensors: Mapping[str, TensorSource]) -> Cali
     ] + [f"'{name}' is no tensor of this checkpoint" for name in document["counts"] if name not in tensors]
     if faults:
         raise refusal(path, _KIND, "; ".join(faults))
-    measured = {
-        name: Measured(*(stored[f"{name}.{key}"].rows(0, tensors[name].shape[1]) for key in _MEASURED), count)
-        for name, count in document["counts"].items()
-    }
+    measured = {name: _measured(name, stored, count) for name, count in document["counts"].items()}
     return Calibration(identity, document["speech"], document["speech_sha256"], measured)
+
+
+def _measured(name: str, stored: Mapping[str, StoredTensor], count: int) -> Measured:
+    square, lowest, highest = (one.rows(0, one.shape[0]) for one in (stored[f"{name}.{key}"] for key in _MEASURED))
+    return Measured(square, lowest, highest, count)
 
 
 def is_calibration(path: Path) -> bool:

@@ -20,6 +20,8 @@ from .hub import fetch
 from .imatrix import Imatrix
 from .imatrix import read as read_imatrix
 from .lora import Adapter, AdapterSpec, merge, open_adapter
+from .quantized import Quantized
+from .quantized import read as read_quantized
 from .safetensors import StoredTensor, read_shards
 
 _CONFIG = {"huggingface": "config.json", "mistral": "params.json"}
@@ -49,6 +51,7 @@ class Checkpoint:
     tied: bool
     merged: tuple[Adapter, ...] = ()
     imatrix: Imatrix | None = None
+    quantized: Quantized | None = None
 
     @property
     def folder(self) -> Path:
@@ -79,17 +82,21 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    location: str | Path, *, adapters: Sequence[AdapterSpec] = (), imatrix: Path | None = None
+    location: str | Path,
+    *,
+    adapters: Sequence[AdapterSpec] = (),
+    imatrix: Path | None = None,
+    quantized: Path | None = None,
 ) -> Checkpoint:
     """The checkpoint in a folder, or on the hub as `org/name[@revision]`, with `adapters` merged as its rows are read.
 
-    `imatrix` is a file of what was measured of its activations. Only headers and configurations are read here. A checkpoint
-    that holds both layouts is read in Hugging Face's.
+    `imatrix` is a file of what was measured of its activations, `quantized` one of integers made of its weights.
+    Only headers and configurations are read here. A checkpoint that holds both layouts is read in Hugging Face's.
 
     Raises:
         CheckpointError: it cannot be read, or is not what its family needs; every gap is named.
         AdapterError: the same of an adapter.
-        BuildError: the imatrix is none, or not of this model.
+        BuildError: one of these files is none, or not of this checkpoint.
     """
     folder, name = fetch(location, _wanted)
     layout = _layout(folder)
@@ -112,9 +119,9 @@ def open_checkpoint(
         tied=tied and not any({model.EMBEDDING, model.LM_HEAD} & one.targets for one in adding),
         merged=adding,
     )
-    if imatrix is None:
-        return checkpoint
-    return replace(checkpoint, imatrix=read_imatrix(imatrix, lambda: checkpoint.identity, tensors, model))
+    weighed = read_imatrix(imatrix, lambda: checkpoint.identity, tensors, model) if imatrix else None
+    made = read_quantized(quantized, checkpoint.identity, checkpoint.tensors) if quantized else None
+    return replace(checkpoint, imatrix=weighed, quantized=made)
 
 
 def configured(location: str | Path) -> tuple[str, Family, dict[str, Any]]:

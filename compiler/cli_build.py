@@ -19,6 +19,14 @@ Measured = Annotated[
     Path | None,
     typer.Option("--imatrix", metavar="FILE", help="A calibration, or llama.cpp's importance matrix: weighs rounding."),
 ]
+Quantizer = Annotated[
+    str | None,
+    typer.Option("--quantizer", metavar="NAME", help="How integers are found: nearest, mse, hqq. By default nearest."),
+]
+Made = Annotated[
+    Path | None,
+    typer.Option("--quantized", metavar="FILE", help="Integers that `ossicle quantize` made, for every target."),
+]
 Speech = Annotated[
     Path | None,
     typer.Option(
@@ -45,6 +53,8 @@ def build(
     ] = None,
     target: Annotated[str, typer.Option("--target", help="What to build for, separated by commas.")] = "onnx",
     quant: Annotated[str, typer.Option("--quant", help="The recipe: fp32, fp16, int8, int4, ...")] = "int4",
+    quantizer: Quantizer = None,
+    quantized: Made = None,
     imatrix: Measured = None,
     split_size: Annotated[
         str | None,
@@ -79,6 +89,8 @@ def build(
             recipe=quant,
             adapters=[parse_adapter(text) for text in adapter or ()],
             runtime_adapters=[parse_runtime_adapter(text) for text in runtime_adapter or ()],
+            quantizer=quantizer,
+            quantized=quantized,
             imatrix=imatrix,
             split_bytes=_bytes(split_size) if split_size else None,
             engines=engines(engine, compute_capability, context=context),
@@ -129,6 +141,7 @@ def verify(
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="CHECKPOINT", help="What it was built from.")],
     adapter: Adapters = None,
     imatrix: Measured = None,
+    quantized: Made = None,
     speech: Speech = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="DIR", help="Where the reports go. By default into the bundle.")
@@ -155,7 +168,7 @@ def verify(
 
     with Bars() as bars:
         merged = [parse_adapter(text) for text in adapter or ()]
-        original = open_checkpoint(checkpoint, adapters=merged, imatrix=imatrix)
+        original = open_checkpoint(checkpoint, adapters=merged, imatrix=imatrix, quantized=quantized)
         verification = compare(bundle, original, speech=speech, cache=cache, engine=engine, progress=bars)
     if engine is None:
         mark(bundle, verification)

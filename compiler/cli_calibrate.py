@@ -49,3 +49,29 @@ def calibrate(
         llamacpp.write(imatrix, found, family(opened.family))
     said = {"calibration": str(out), "matrices": len(found.measured), "speech": found.speech}
     print_json(said) if as_json else typer.echo(f"{out}: {len(found.measured)} matrices, measured on {found.speech}")
+
+
+@app.command(epilog="Example: ossicle quantize ./voxtral --quantizer gptq --quant int4 --out voxtral-gptq.safetensors")
+@guarded
+def quantize(
+    checkpoint: CheckpointName,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the integers go.")],
+    quantizer: Annotated[str, typer.Option("--quantizer", help="How they are found: gptq, awq or awq-gptq.")] = "gptq",
+    quant: Annotated[str, typer.Option("--quant", help="The recipe: int4, int4-g128, int4-asymmetric, int8.")] = "int4",
+    speech: Speech = None,
+    adapter: Adapters = None,
+    as_json: Json = False,
+) -> None:
+    """Make a checkpoint's integers as it hears speech, once for every target: for --quantized of a build."""
+    needs_build_extra("quantizing")
+    from ..targets.recipes import recipe
+    from .checkpoint import open_checkpoint
+    from .cli_progress import Bars
+    from .lora import parse_adapter
+    from .quantize_on_speech import quantize as made
+
+    opened = open_checkpoint(checkpoint, adapters=[parse_adapter(text) for text in adapter or ()])
+    with Bars() as bars:
+        count = made(opened, recipe(quant), quantizer, out, speech, bars)
+    said = {"quantized": str(out), "matrices": count, "quantizer": quantizer, "recipe": quant}
+    print_json(said) if as_json else typer.echo(f"{out}: {count} matrices, {quant} by {quantizer}")

@@ -16,7 +16,7 @@ from ..targets.manifest import Manifest, RuntimeAdapter
 from ..targets.recipes import RECIPES
 from ..targets.recipes import recipe as named_recipe
 from ..targets.tensorrt_engine import Engines
-from . import report
+from . import quantizers, report
 from . import runtime_adapters as beside
 from . import speech as recordings
 from . import verify as verification
@@ -25,7 +25,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .families import family
 from .figures import Verification
 from .lora import AdapterSpec
-from .quantize import Weights
+from .quantize import weights_of
 from .runtime_adapters import RuntimeAdapterSpec
 from .staging import STATE, Staging
 from .tokenizer import tekken_version, write_tokenizer
@@ -61,6 +61,8 @@ def build(
     recipe: str | Recipe = "int4",
     adapters: Sequence[AdapterSpec] = (),
     runtime_adapters: Sequence[RuntimeAdapterSpec] = (),
+    quantizer: str | None = None,
+    quantized: Path | None = None,
     imatrix: Path | None = None,
     split_bytes: int | None = None,
     engines: Engines | None = None,
@@ -74,7 +76,9 @@ def build(
     """Compile a checkpoint (a folder or a hub id, `adapters` merged) into a bundle at `out`.
 
     `runtime_adapters` are kept beside the artifacts, for an engine to add as it runs; verification is without them.
-    `imatrix` weighs the rounding of GGUF's blocks. `split_bytes` is the most that one file of a GGUF decoder may hold.
+    `quantizer` finds the integers, as the recipe says by default; `quantized` has those that `ossicle quantize` made.
+    `imatrix` weighs the rounding of GGUF's blocks and the search of quantizer mse.
+    `split_bytes` is the most that one file of a GGUF decoder may hold.
     `engines` are those built of TensorRT's graphs. `coreml_context` is how many tokens the state of a Core ML decoder holds.
 
     The bundle is made in a folder beside `out` and moved there at the end. A build that was killed is resumed by the same
@@ -86,10 +90,13 @@ def build(
     """
     started, progress = time.perf_counter(), progress or Silent()
     chosen = named_recipe(recipe) if isinstance(recipe, str) else recipe
+    chosen = quantizers.chosen(chosen, quantizer, quantized)
     assigned = assign(targets, chosen)
     _check_imatrix(chosen, imatrix)
     options = _options(targets, chosen, split_bytes, engines, coreml_context)
-    opened = open_checkpoint(checkpoint, adapters=adapters, imatrix=imatrix)
+    opened = open_checkpoint(checkpoint, adapters=adapters, imatrix=imatrix, quantized=quantized)
+    if opened.quantized:
+        opened.quantized.check(weights_of(opened, chosen), runtime_adapters)
     kept = beside.open_all(runtime_adapters, opened, targets)
     if verify:
         verification.check_possible(opened, speech)
@@ -116,8 +123,7 @@ def lower(
     options: Mapping[str, Mapping[str, Any]],
 ) -> tuple[Artifact, ...]:
     """Every stage that a target is built for, in its format; those of an earlier attempt taken over. `options` by target."""
-    model = family(checkpoint.family)
-    weights = Weights(checkpoint.tensors, recipe, model, checkpoint.tied, checkpoint.importances)
+    weights = weights_of(checkpoint, recipe)
     stages: tuple[TracedStage, ...] = ()
     artifacts: list[Artifact] = []
     for name, stage_names in assigned.items():
@@ -166,6 +172,7 @@ def describe(
         tools=tools({artifact.target for artifact in artifacts}),
         runtime_adapters=tuple(runtime_adapters),
         imatrix=checkpoint.imatrix.file if checkpoint.imatrix else None,
+        quantized=checkpoint.quantized.file if checkpoint.quantized else None,
     )
 
 
@@ -181,9 +188,11 @@ def check(
 
 def _check_imatrix(recipe: Recipe, imatrix: Path | None) -> None:
     """Refuse one that would have no effect."""
-    if imatrix and not _has_blocks(recipe):
+    if imatrix and not _has_blocks(recipe) and recipe.quantizer != "mse":
         using = ", ".join(name for name, one in RECIPES.items() if _has_blocks(one))
-        raise RecipeError(f"recipe '{recipe.name}' has no use for an imatrix (these have: {using})")
+        raise RecipeError(
+            f"recipe '{recipe.name}' has no use for an imatrix (these have: {using}; and integers with --quantizer mse)"
+        )
 
 
 def _options(
@@ -224,6 +233,7 @@ def _inputs(
         "runtime_adapters": [[one.name, *map(asdict, one.source)] for one in kept],
         "recipe": asdict(recipe),
         "imatrix": asdict(checkpoint.imatrix.file) if checkpoint.imatrix else None,
+        "quantized": asdict(checkpoint.quantized.file) if checkpoint.quantized else None,
         "targets": {name: list(stages) for name, stages in assigned.items()},
         "tools": tools(assigned),
     }

@@ -4,11 +4,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
-from ..kernels import groupwise
 from ..targets.contract import (
     CheckpointError,
     Float32,
@@ -20,7 +19,10 @@ from ..targets.contract import (
     WeightFormat,
 )
 from ..targets.gguf_mixes import fitting, in_layers
-from .families import Family
+from . import quantizers
+from .checkpoint import Checkpoint
+from .families import Family, family
+from .quantized import Quantized
 
 _BLOCK = 1 << 22  # elements of a row block
 
@@ -29,7 +31,8 @@ _BLOCK = 1 << 22  # elements of a row block
 class Weights:
     """The `WeightStore` of one checkpoint and recipe; `family` says to which part of the recipe a tensor belongs.
 
-    `importances` are by canonical name; a tensor that is not among them has none.
+    `importances` are by canonical name; a tensor that is not among them has none. `made` are the integers that were made
+    beforehand, and what was folded into other tensors for them.
     """
 
     tensors: Mapping[str, TensorSource]
@@ -37,9 +40,10 @@ class Weights:
     family: Family
     tied: bool = False
     importances: Mapping[str, Float32] = field(default_factory=dict, repr=False)
+    made: Quantized | None = field(default=None, repr=False)
 
     def source(self, name: str) -> TensorSource:
-        return self.tensors[name]
+        return self.tensors[name] if self.made is None else self.made.folded(self.tensors[name])
 
     def format(self, name: str) -> WeightFormat:
         """The recipe's format for a matrix of one of its parts, as far as its rows fit; the recipe's float for all else."""
@@ -56,8 +60,13 @@ class Weights:
         return self.importances.get(name)
 
     def quantized(self, name: str) -> QuantizedTensor:
-        source, form = self.tensors[name], self.format(name)
-        return QuantizedTensor(name, (source.shape[0], source.shape[1]), form, lambda: _blocks(source, form))
+        source, form = self.source(name), self.format(name)
+        shape = source.shape[0], source.shape[1]
+        if self.made is not None and name in self.made.formats:
+            return QuantizedTensor(name, shape, form, partial(self.made.blocks, name))
+        quantizer = quantizers.without_inputs(self.recipe.quantizer)
+        weighed = self.importance(name)
+        return QuantizedTensor(name, shape, form, lambda: _blocks(source, form, quantizer, weighed))
 
     def _part(self, name: str) -> str | None:
         """The part of the recipe that a matrix belongs to. An embedding of blocks that is the head is stored as the head."""
@@ -78,6 +87,12 @@ class Weights:
         return found
 
 
+def weights_of(checkpoint: Checkpoint, recipe: Recipe) -> Weights:
+    """The weights of an opened checkpoint under a recipe."""
+    model = family(checkpoint.family)
+    return Weights(checkpoint.tensors, recipe, model, checkpoint.tied, checkpoint.importances, checkpoint.quantized)
+
+
 def _chosen(override: Override, names: list[str]) -> list[str]:
     """Those of a part's tensors that an override is for."""
     named = [name for name in names if fnmatchcase(name, override.tensors)]
@@ -87,23 +102,17 @@ def _chosen(override: Override, names: list[str]) -> list[str]:
     return [name for name, layer in layers.items() if in_layers(override.layers, layer, len(set(layers.values())))]
 
 
-def _blocks(source: TensorSource, form: WeightFormat) -> Iterator[QuantizedRows]:
+def _blocks(
+    source: TensorSource, form: WeightFormat, quantizer: str, importance: Float32 | None
+) -> Iterator[QuantizedRows]:
     rows, columns = source.shape
     height = max(1, _BLOCK // columns)
     for start in range(0, rows, height):
         values = source.rows(start, min(start + height, rows))
         try:
-            yield _quantize(start, np.ascontiguousarray(values), form)
+            yield quantizers.rows(start, np.ascontiguousarray(values), form, quantizer, importance)
         except ValueError as reason:
             raise CheckpointError(
                 f"tensor '{source.name}' cannot be stored as {form.name}: rows {start} to {start + len(values)}: {reason}. "
                 "Repair the checkpoint, or build with --quant fp32"
             ) from reason
-
-
-def _quantize(start: int, values: np.ndarray, form: WeightFormat) -> QuantizedRows:
-    if form.symmetric:
-        codes, scales = groupwise.quantize_symmetric(values, form.bits, form.group)
-        return QuantizedRows(start, codes, scales, None)
-    codes, scales, zero_points = groupwise.quantize_asymmetric(values, form.bits, form.group)
-    return QuantizedRows(start, codes, scales, zero_points)

@@ -26,8 +26,7 @@ from ..targets.gguf_mixes import BFLOAT16
 from ..targets.recipes import FLOAT8, PALETTE4
 from . import reference
 from .checkpoint import Checkpoint
-from .families import family
-from .quantize import Weights
+from .quantize import Weights, weights_of
 from .reference import Reading
 from .speech import Clip
 
@@ -110,10 +109,10 @@ def rounds(recipe: Recipe) -> bool:
 
 def rounded(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     """The checkpoint with every tensor as the recipe stores it."""
-    weights = Weights(checkpoint.tensors, recipe, family(checkpoint.family), checkpoint.tied, checkpoint.importances)
+    weights = weights_of(checkpoint, recipe)
     tensors: dict[str, TensorSource] = {
-        name: source if weights.format(name).bits == 32 else Rounded(name, weights)
-        for name, source in checkpoint.tensors.items()
+        name: weights.source(name) if weights.format(name).bits == 32 else Rounded(name, weights)
+        for name in checkpoint.tensors
     }
     return replace(checkpoint, tensors=tensors)
 
@@ -127,12 +126,13 @@ def keep(
         VerificationError: the original does not fit in this machine's memory.
     """
     original = reference.Original(rounded(checkpoint, recipe))
-    weighed = f".{checkpoint.imatrix.file.sha256[:12]}" if checkpoint.imatrix else ""
+    files = [one.file.sha256[:12] for one in (checkpoint.imatrix, checkpoint.quantized) if one]
+    made = ".".join([recipe.name, recipe.quantizer, *files])
     if progress:
         progress.start(f"original in {recipe.name}", len(kept), "clips")
     paths = []
     for clip, path in kept:
-        paths.append(path.with_suffix(f".{recipe.name}{weighed}.npz"))
+        paths.append(path.with_suffix(f".{made}.npz"))
         if not paths[-1].is_file():
             audio, logits = original.score(reference.read(path, clip))
             reference.write_archive(paths[-1], {"audio": audio, "logits": logits})

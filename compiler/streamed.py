@@ -96,7 +96,7 @@ class Streamed:
         windows = [window for utterance in utterances for window in utterance.logmel]
         self._front(windows, between)
         for number, layer in enumerate(tower.layers):
-            self._block([f"{prefix}layers.{number}."], between, lambda one, layer=layer: layer(one[None], None)[0])
+            self._block([f"{prefix}layers.{number}."], between, _alone(layer))
             self._advance()
         width = self.checkpoint.config["audio_config"]["intermediate_size"]
         self._block(
@@ -129,7 +129,8 @@ class Streamed:
             rows = {one: table.rows(one, one + 1)[0] for one in set(utterance.tokens)}
             inputs = torch.from_numpy(np.stack([rows[one] for one in utterance.tokens]))
             last = first + len(utterance.logmel)
-            inputs[torch.tensor(utterance.tokens) == token] = torch.cat([audio.load(i) for i in range(first, last)])
+            if last > first:
+                inputs[torch.tensor(utterance.tokens) == token] = torch.cat([audio.load(i) for i in range(first, last)])
             hidden.save(item, inputs)
             first = last
         hidden.advance()
@@ -193,6 +194,10 @@ class Streamed:
         yield
         for one in hooks:
             one.remove()
+
+
+def _alone(layer: Any) -> Run:
+    return lambda one: layer(one[None], None)[0]
 
 
 def _places(count: int) -> Any:

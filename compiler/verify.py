@@ -36,6 +36,7 @@ from .figures import (
     relative,
 )
 from .imatrix import Imatrix
+from .quantized import Quantized
 from .reference import Reading, Reply
 from .speech import Clip
 from .stored import StoredReading
@@ -108,12 +109,13 @@ def check_source(manifest: Manifest, checkpoint: Checkpoint) -> None:
     """
     faults = _differences(manifest.source.files, checkpoint.source.files)
     faults += _adapter_differences(manifest.adapters, checkpoint.adapters)
-    faults += _imatrix_differences(manifest.imatrix, checkpoint.imatrix)
+    faults += _beside_differences("imatrix", manifest.imatrix, checkpoint.imatrix)
+    faults += _beside_differences("quantized", manifest.quantized, checkpoint.quantized)
     if faults:
         raise VerificationError(
             f"bundle '{manifest.name}' was not built from this checkpoint: {'; '.join(faults)}. "
             "Give the checkpoint and the adapters it was built from: "
-            "ossicle verify BUNDLE --checkpoint CHECKPOINT [--adapter PATH:WEIGHT] [--imatrix FILE]"
+            "ossicle verify BUNDLE --checkpoint CHECKPOINT [--adapter PATH:WEIGHT] [--imatrix FILE] [--quantized FILE]"
         )
 
 
@@ -304,12 +306,12 @@ def _adapter_differences(built: Sequence[AdapterSource], given: Sequence[Adapter
     return faults
 
 
-def _imatrix_differences(built: BundleFile | None, given: Imatrix | None) -> list[str]:
+def _beside_differences(what: str, built: BundleFile | None, given: Imatrix | Quantized | None) -> list[str]:
     if built is None:
-        return [f"imatrix {given.file.path} was not there"] if given else []
+        return [f"{what} {given.file.path} was not there"] if given else []
     if given is None:
-        return [f"imatrix {built.path} is missing"]
-    return [] if built.sha256 == given.file.sha256 else [f"imatrix {built.path} has another sha256"]
+        return [f"{what} {built.path} is missing"]
+    return [] if built.sha256 == given.file.sha256 else [f"{what} {built.path} has another sha256"]
 
 
 def _array(answer: Answer) -> Float32:

@@ -223,6 +223,7 @@ class Recipe:
     attention: Literal["fused", "standard"] = "fused"  # GroupQueryAttention, or ONNX's own Attention
     context: int = 32768  # longest sequence, in tokens, that the artifact is prepared for
     thresholds: Thresholds = Thresholds()
+    quantizer: str = "nearest"  # how the integers of groupwise formats are found: see compiler/quantizers.py
     overrides: tuple[Override, ...] = ()  # of several that fit a tensor the first counts
 
     def main_format(self, stage: str) -> WeightFormat:

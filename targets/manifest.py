@@ -117,6 +117,7 @@ class Manifest:
     tools: Mapping[str, str]
     runtime_adapters: tuple[RuntimeAdapter, ...] = ()
     imatrix: BundleFile | None = None  # what the rounding of blocks was weighed by; not in the bundle
+    quantized: BundleFile | None = None  # the quantized weights that it was made with; not in the bundle
     verification: Mapping[str, Any] = field(default_factory=dict)  # by target; see compiler/verify.py
     version: int = VERSION
 
@@ -218,6 +219,7 @@ def _decode(document: Mapping[str, Any]) -> Manifest:
         files=_files(document["files"]),
         tools=document["tools"],
         imatrix=BundleFile(**document["imatrix"]) if document.get("imatrix") else None,
+        quantized=BundleFile(**document["quantized"]) if document.get("quantized") else None,
         runtime_adapters=tuple(map(_runtime_adapter, document.get("runtime_adapters", ()))),
         verification=document["verification"],
         version=document["version"],

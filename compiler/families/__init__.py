@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, cast
 
 from ...targets.contract import CheckpointError, TracedStage
 from ...targets.manifest import AudioFormat, TextFormat
+from ..folds import Fold
 
 Layout = Literal["huggingface", "mistral"]
 Part = Literal["encoder", "projector", "embedding", "decoder", "lm_head"]
@@ -55,6 +56,9 @@ class Family(Protocol):
 
     def linear(self, name: str) -> bool:
         """Whether a tensor is the matrix [out, in] of a linear layer, and so quantizable."""
+
+    def folds(self, config: Mapping[str, Any]) -> tuple[Fold, ...]:
+        """Where a channel's size may move from matrices into what comes before them."""
 
     def text_format(
         self, config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer: int | None = None

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...targets.contract import TracedStage
 from ...targets.manifest import AudioFormat, TextFormat
+from ..folds import Fold
 from . import Part
 from ._mistral_tools import tool_format
 from ._voxtral_layouts import (
@@ -35,6 +36,7 @@ __all__ = [
     "audio_format",
     "canonical",
     "computed",
+    "folds",
     "huggingface_config",
     "in_mistral_layout",
     "linear",
@@ -143,6 +145,11 @@ def linear(name: str) -> bool:
     return name == LM_HEAD or re.search(r"(_proj|\.fc[12]|\.linear_[12])\.weight$", name) is not None
 
 
+def folds(config: Mapping[str, Any]) -> tuple[Fold, ...]:
+    """Norms into what they feed, values into the matrix behind attention, the gated half of the feed-forward into the other."""
+    return (*_encoder_folds(config), *_decoder_folds(config))
+
+
 def text_format(config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer: int | None = None) -> TextFormat:
     """The decoder's sizes, and the prompts of mistral-common's instruct tokenizer for Voxtral.
 
@@ -206,6 +213,39 @@ def stages(config: Mapping[str, Any], context: int) -> tuple[TracedStage, ...]:
             shared.embed_tokens(decoder),
             shared.decoder(decoder, model.lm_head, tables),
         )
+
+
+def _encoder_folds(config: Mapping[str, Any]) -> Iterator[Fold]:
+    for layer in range(audio_facts(config).layers):
+        prefix = f"{ENCODER}layers.{layer}."
+        attention = [f"{prefix}self_attn.{letter}_proj.weight" for letter in "qkv"]
+        yield Fold(_both(prefix + "self_attn_layer_norm"), tuple(attention))
+        yield Fold(_both(prefix + "self_attn.v_proj"), (prefix + "self_attn.out_proj.weight",))
+        yield Fold(_both(prefix + "final_layer_norm"), (prefix + "fc1.weight",))
+
+
+def _decoder_folds(config: Mapping[str, Any]) -> Iterator[Fold]:
+    facts, text = text_facts(config), config["text_config"]
+    for layer in range(facts.layers):
+        prefix = f"{DECODER}layers.{layer}."
+        attention = [f"{prefix}self_attn.{letter}_proj.weight" for letter in "qkv"]
+        yield Fold((prefix + "input_layernorm.weight",), tuple(attention))
+        value, up = prefix + "self_attn.v_proj", prefix + "mlp.up_proj"
+        yield Fold(
+            _both(value) if text["attention_bias"] else (value + ".weight",),
+            (prefix + "self_attn.o_proj.weight",),
+            facts.head_dim,
+            facts.heads // facts.kv_heads,
+        )
+        feed = (prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight")
+        yield Fold((prefix + "post_attention_layernorm.weight",), feed)
+        yield Fold(_both(up) if text["mlp_bias"] else (up + ".weight",), (prefix + "mlp.down_proj.weight",))
+    if not tied(config):
+        yield Fold((DECODER + "norm.weight",), (LM_HEAD,))
+
+
+def _both(module: str) -> tuple[str, str]:
+    return module + ".weight", module + ".bias"
 
 
 _Shapes = Iterator[tuple[str, tuple[int, ...]]]

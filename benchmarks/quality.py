@@ -1,0 +1,185 @@
+"""What each quantizer makes of the same bytes: the shipped model, on recordings that it was not calibrated on.
+
+    python benchmarks/quality.py [--out DIR] [--recipes int4,int4-g128] [--blocks q3_k_m,q4_k_m]
+
+The recordings are cut in two halves. What is measured on one half quantizes a model for the other, so that every recording is
+heard by a model that was made without it. The numbers are those that every target stores, computed with in torch float32: the
+divergence is of teacher-forced logits, the word error rate of greedy transcripts.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from ossicle.compiler import calibration, imatrix, speech, stored
+from ossicle.compiler.calibrate import calibrate, statistics
+from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
+from ossicle.compiler.demonstration import shipped
+from ossicle.compiler.families import family
+from ossicle.compiler.figures import agreement, divergence
+from ossicle.compiler.quantize import weights_of
+from ossicle.compiler.quantize_on_speech import quantize
+from ossicle.compiler.quantizers import ON_INPUTS, QUANTIZERS
+from ossicle.compiler.reference import Original, Reading, Utterance
+from ossicle.compiler.speech import Clip, Speech, word_errors
+from ossicle.targets.contract import Recipe, WeightFormat
+from ossicle.targets.recipes import recipe
+from ossicle.targets.sizes import stage_bytes
+
+_FINER = {  # what nearest is given more bytes of
+    "int4": ("int4, g16", WeightFormat(4, 16)),
+    "int4-g128": ("int4, g32", WeightFormat(4, 32)),
+}
+
+
+@dataclass(frozen=True)
+class Half:
+    """Recordings to calibrate on, and those to be heard afterwards with what the original makes of them."""
+
+    calibration: Path
+    readings: tuple[Reading, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to make the numbers, over all recordings; `size` in bytes of the decoder and head."""
+
+    recipe: str
+    quantizer: str
+    size: int
+    kl: float
+    top1: float
+    wer: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="keep the files of integers and importances here")
+    parser.add_argument("--recipes", default="int4,int4-g128,int4-asymmetric")
+    parser.add_argument("--quantizers", default=",".join(QUANTIZERS))
+    parser.add_argument("--blocks", default="q3_k_m,q4_k_m")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.out or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        halves = cut(folder)
+        print(
+            "| recipe | integers by | decoder | KL (nats) | same top token | WER |\n|---|---|---|---|---|---|",
+            flush=True,
+        )
+        for row in rows(options, halves, folder):
+            print(_line(row), flush=True)
+
+
+def rows(options: argparse.Namespace, halves: Sequence[Half], folder: Path) -> Iterator[Row]:
+    """Every line of the table, as it is measured."""
+    for name in filter(None, options.recipes.split(",")):
+        for quantizer in options.quantizers.split(","):
+            yield integers(recipe(name), quantizer, halves, folder)
+        if name in _FINER:
+            label, form = _FINER[name]
+            finer = replace(recipe(name), name=label, decoder=form, lm_head=form)
+            yield integers(finer, "nearest", halves, folder)
+    for name in filter(None, options.blocks.split(",")):
+        for importance in ("none", "text", "audio"):
+            yield blocks(recipe(name), importance, halves, folder)
+
+
+def cut(folder: Path) -> list[Half]:
+    """The shipped recordings in two halves, each to be heard after the other."""
+    spoken = speech.load(speech.shipped())
+    original = Original(open_checkpoint(shipped("model")))
+    readings = [original.read(clip) for clip in spoken.clips]
+    halves = []
+    for number in range(2):
+        listed = folder / f"half-{number}.jsonl"
+        listed.write_text("\n".join(_entry(reading.clip) for reading in readings[1 - number :: 2]))
+        halves.append(Half(listed, tuple(readings[number::2])))
+    return halves
+
+
+def integers(chosen: Recipe, quantizer: str, halves: Sequence[Half], folder: Path) -> Row:
+    """Groupwise integers by one quantizer."""
+    asked = replace(chosen, quantizer=quantizer)
+    opened = []
+    for half in halves:
+        made = None
+        if quantizer in ON_INPUTS:
+            made = folder / f"{chosen.name}-{quantizer}-{half.calibration.stem}.safetensors"
+            if not made.is_file():
+                quantize(open_checkpoint(shipped("model")), chosen, quantizer, made, half.calibration)
+        opened.append(open_checkpoint(shipped("model"), quantized=made))
+    return measured(asked, quantizer, opened, halves)
+
+
+def blocks(chosen: Recipe, importance: str, halves: Sequence[Half], folder: Path) -> Row:
+    """GGUF's blocks, their rounding weighed by what was measured: on the other half's audio, or on its text alone."""
+    opened = []
+    for half in halves:
+        path = None if importance == "none" else folder / f"{importance}-{half.calibration.stem}.gguf"
+        if path is not None and not path.is_file():
+            checkpoint = open_checkpoint(shipped("model"))
+            found = calibrate(checkpoint, half.calibration) if importance == "audio" else on_text(checkpoint, half)
+            imatrix.write(path, found, family(checkpoint.family))
+        opened.append(open_checkpoint(shipped("model"), imatrix=path))
+    return measured(chosen, f"imatrix: {importance}", opened, halves)
+
+
+def on_text(checkpoint: Checkpoint, half: Half) -> calibration.Calibration:
+    """A calibration as llama-imatrix makes it: the transcripts as plain text, with no audio."""
+    spoken = speech.load(half.calibration)
+    original = Original(checkpoint)
+    heard = [original.utterance(clip) for clip in spoken.clips if clip.text]
+    texts = [
+        Utterance(one.logmel[:0], (1, *one.tokens[1 - one.scored :]), one.scored) for one in heard if one.scored > 1
+    ]
+    return statistics(checkpoint, texts, Speech("text", spoken.clips, spoken.sha256))
+
+
+def measured(chosen: Recipe, label: str, opened: Sequence[Checkpoint], halves: Sequence[Half]) -> Row:
+    """All recordings, each heard by the model that was made without it."""
+    kl, top, pairs = [], [], []
+    for checkpoint, half in zip(opened, halves, strict=True):
+        rounded = Original(stored.rounded(checkpoint, chosen))
+        for reading in half.readings:
+            expected = np.concatenate([one.logits for one in reading.replies if one.logits is not None])
+            _, logits = rounded.score(reading)
+            kl.append(divergence(expected, logits))
+            top.append((agreement(expected, logits), len(expected)))
+            pairs += _said(rounded, reading.clip)
+    positions = sum(count for _, count in top)
+    size = _decoder_bytes(opened[0], chosen)
+    same = sum(share * count for share, count in top) / positions
+    return Row(chosen.name, label, size, float(np.concatenate(kl).mean()), same, word_errors(pairs).rate)
+
+
+def _said(rounded: Original, clip: Clip) -> list[tuple[str, str]]:
+    if clip.text is None:
+        return []
+    replies = rounded.read(replace(clip, questions=())).replies
+    return [(clip.text, reply.text) for reply in replies]
+
+
+def _decoder_bytes(checkpoint: Checkpoint, chosen: Recipe) -> int:
+    weights, model = weights_of(checkpoint, chosen), family(checkpoint.family)
+    names = [name for name in checkpoint.tensors if model.part(name) in ("decoder", "lm_head")]
+    target = "gguf" if chosen.decoder.is_block else "openvino"
+    return stage_bytes(target, "decoder", names, chosen, weights)
+
+
+def _entry(clip: Clip) -> str:
+    return json.dumps({"file": str(clip.file.resolve()), "text": clip.text, "language": clip.language})
+
+
+def _line(row: Row) -> str:
+    return (
+        f"| {row.recipe} | {row.quantizer} | {row.size / 1e6:.2f} MB | {row.kl:.2e} | {row.top1:.2%} | {row.wer:.2%} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Integers made as the model hears speech: each layer's, from what it is given by the layers that are quantized already.
+
+The original runs block by block (streamed.py). Of each matrix's inputs the mean x x^T is kept, for one block at a time; the
+block's integers go to the file, and it runs on with what they stand for. Source of the scaled channels: Lin et al., AWQ, 2023
+(https://arxiv.org/abs/2306.00978).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..kernels import gptq, groupwise, rounding
+from ..kernels.rounding import Codes
+from ..targets.contract import CheckpointError, Float32, Progress, Recipe, RecipeError, WeightFormat
+from . import quantized, quantizers
+from . import speech as recordings
+from .calibrate import utterances
+from .checkpoint import Checkpoint
+from .families import family
+from .folds import Fold
+from .quantize import Weights, weights_of
+from .quantizers import QUANTIZERS
+from .safetensors_write import Writer
+from .streamed import Streamed
+
+_ROWS = 1024  # of a matrix, at a time
+_TRIED = 256  # rows of each matrix by which scales of channels are chosen
+_SHARES = tuple(step / 20 for step in range(20))  # exponents of the inputs' sizes
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    quantizer: str,
+    out: Path,
+    speech: Path | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Make the integers of every linear matrix of the recipe's groupwise formats, into a file; how many matrices it has.
+
+    `speech` lists the recordings, by default those shipped.
+
+    Raises:
+        RecipeError: the quantizer needs no inputs, or the recipe has no groupwise integers.
+        AudioError: the list, or a recording of it, cannot be used.
+        CheckpointError: the checkpoint lacks a tensor, or has numbers that cannot be stored.
+    """
+    quantizers.checked(recipe, quantizer)
+    if quantizer not in quantizers.ON_INPUTS:
+        raise RecipeError(
+            f"quantizer '{quantizer}' needs no file (those that do: {', '.join(quantizers.ON_INPUTS)}). "
+            f"Build with --quantizer {quantizer}"
+        )
+    spoken = recordings.load(speech or recordings.shipped())
+    weights = weights_of(checkpoint, replace(recipe, quantizer=quantizer))
+    plan = Plan.of(checkpoint, weights)
+    document = quantized.document(
+        checkpoint.identity, weights.recipe, (spoken.name, spoken.sha256), plan.formats, plan.on_rows, plan.on_columns
+    )
+    with Writer.open(out, plan.layouts(weights), document) as writer:
+        observer = _Quantizing(weights, plan, writer)
+        Streamed(checkpoint, observer, progress).run(utterances(checkpoint, spoken))
+        observer.write_factors()
+    return len(plan.formats)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The matrices to quantize with their formats, the folds between them, and how many factors each tensor gets."""
+
+    formats: Mapping[str, WeightFormat]
+    folds: tuple[Fold, ...]
+    on_rows: Mapping[str, int]
+    on_columns: Mapping[str, int]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, weights: Weights) -> "Plan":
+        model = family(checkpoint.family)
+        formats = {
+            name: weights.format(name)
+            for name in checkpoint.tensors
+            if model.linear(name) and quantizers.groupwise_integers(weights.format(name))
+        }
+        scaled = QUANTIZERS[weights.recipe.quantizer].scaled
+        folds = [
+            fold
+            for fold in (model.folds(checkpoint.config) if scaled else ())
+            if all(name in formats for name in fold.after) and not (checkpoint.tied and model.LM_HEAD in fold.after)
+        ]
+        shapes = {name: source.shape for name, source in checkpoint.tensors.items()}
+        on_rows = {name: shapes[name][0] for fold in folds for name in fold.before}
+        on_columns = {name: shapes[name][1] for fold in folds for name in fold.after}
+        return cls(formats, tuple(folds), on_rows, on_columns)
+
+    def layouts(self, weights: Weights) -> Any:
+        shapes = {name: weights.source(name).shape for name in self.formats}
+        return quantized.layouts(shapes, self.formats, self.on_rows, self.on_columns)
+
+
+@dataclass
+class _Quantizing:
+    """An observer that quantizes a block when it has been seen, and leaves the rounded numbers in it."""
+
+    weights: Weights
+    plan: Plan
+    writer: Writer
+    products: dict[str, Any] = field(default_factory=dict)  # sums of x x^T, shared where inputs are
+    counts: dict[str, int] = field(default_factory=dict)
+    on_rows: dict[str, Float32] = field(default_factory=dict)
+    on_columns: dict[str, Float32] = field(default_factory=dict)
+    _last: tuple[Any, str] = (None, "")
+
+    def __post_init__(self) -> None:
+        self.on_rows = {name: np.ones(size, np.float32) for name, size in self.plan.on_rows.items()}
+        self.on_columns = {name: np.ones(size, np.float32) for name, size in self.plan.on_columns.items()}
+
+    def see(self, name: str, inputs: Any) -> None:
+        if name not in self.plan.formats:
+            return
+        if inputs is self._last[0]:  # as q, k and v are given one tensor
+            self.products[name] = self.products[self._last[1]]
+            self.counts[name] = self.counts[self._last[1]]
+            return
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        if name in self.products:
+            self.products[name].addmm_(rows.T, rows)
+        else:
+            self.products[name] = rows.T @ rows
+        self.counts[name] = self.counts.get(name, 0) + len(rows)
+        self._last = inputs, name
+
+    def leave(self, weights: Mapping[str, Any]) -> bool:
+        names = [name for name in weights if name in self.plan.formats]
+        hessians = self._hessians(names)
+        for fold in self.plan.folds:
+            if set(fold.after) <= set(names):
+                self._fold(fold, hessians)
+        for name in names:
+            for start, values in self._quantized(name, hessians[name]):
+                if weights[name] is not None:
+                    weights[name][start : start + len(values)] = _tensor(values)
+        self.products, self.counts, self._last = {}, {}, (None, "")
+        return bool(names)
+
+    def write_factors(self) -> None:
+        """What the checkpoint's own tensors are multiplied with."""
+        for key, factors in (("rows", self.on_rows), ("columns", self.on_columns)):
+            for name, values in factors.items():
+                self.writer.rows(f"{name}.{key}", 0, values)
+
+    def _hessians(self, names: list[str]) -> dict[str, Float32]:
+        """The mean x x^T of each matrix's inputs, one array for those that share them."""
+        made: dict[int, Float32] = {}
+        for name in names:
+            product = self.products[name]
+            if id(product) not in made:
+                made[id(product)] = product.div_(self.counts[name]).numpy()
+        return {name: made[id(self.products[name])] for name in names}
+
+    def _fold(self, fold: Fold, hessians: Mapping[str, Float32]) -> None:
+        """Choose how much of the inputs' sizes moves, and note it for what comes before and behind."""
+        inputs = hessians[fold.after[0]]
+        size = np.sqrt(np.maximum(fold.gather(np.ascontiguousarray(np.diagonal(inputs))), 1e-12))
+        tried = [_some_rows(self.weights.source(name)) for name in fold.after]
+        formats = [self.plan.formats[name] for name in fold.after]
+        scales = [_level(size**share) for share in _SHARES]
+        costs = [_cost(tried, formats, inputs, fold.spread(one)) for one in scales]
+        best = scales[int(np.argmin(costs))]
+        for name in fold.before:
+            self.on_rows[name] = (self.on_rows[name] / best).astype(np.float32)
+        for name in fold.after:
+            self.on_columns[name] = fold.spread(best).astype(np.float32)
+
+    def _quantized(self, name: str, hessian: Float32) -> Iterator[tuple[int, Float32]]:
+        """Write a matrix's integers; the rows that they stand for, less the factors, a few at a time."""
+        source, form = self.weights.source(name), self.plan.formats[name]
+        columns = self.on_columns.get(name, np.ones(source.shape[1], np.float32))
+        rows = self.on_rows.get(name, np.ones(source.shape[0], np.float32))[:, None]
+        inputs = hessian / np.outer(columns, columns)
+        maker = self._maker(inputs, form)
+        for start in range(0, source.shape[0], _ROWS):
+            stop = min(start + _ROWS, source.shape[0])
+            values = np.ascontiguousarray(source.rows(start, stop) * rows[start:stop] * columns)
+            try:
+                found = maker(values)
+            except ValueError as reason:
+                raise CheckpointError(
+                    f"tensor '{name}' cannot be quantized: {reason}. Repair the checkpoint, or build with --quant fp32"
+                ) from reason
+            self._write(name, start, found, form)
+            yield start, rounding.dequantize(found, form.group) / rows[start:stop] / columns
+
+    def _maker(self, inputs: Float32, form: WeightFormat) -> Any:
+        if QUANTIZERS[self.weights.recipe.quantizer].solved:
+            return gptq.Solver(inputs, form.bits, form.group, form.symmetric).quantize
+        importance = np.ascontiguousarray(np.diagonal(inputs))
+        return lambda values: rounding.least_squares(values, form.bits, form.group, form.symmetric, importance)
+
+    def _write(self, name: str, start: int, found: Codes, form: WeightFormat) -> None:
+        codes = groupwise.pack_pairs(found.codes) if form.bits == 4 else found.codes
+        self.writer.rows(f"{name}.codes", start, codes)
+        self.writer.rows(f"{name}.scales", start, found.scales)
+        if not form.symmetric:
+            self.writer.rows(f"{name}.zeros", start, found.zeros)
+
+
+def _some_rows(source: Any) -> Float32:
+    """Rows of a matrix at even distances."""
+    count = source.shape[0]
+    places = np.unique(np.linspace(0, count - 1, min(_TRIED, count)).astype(int))
+    return np.concatenate([source.rows(int(place), int(place) + 1) for place in places])
+
+
+def _level(scales: Float32) -> Float32:
+    """Scales about one: the greatest and the least of them equally far."""
+    level: Float32 = (scales / np.sqrt(scales.max() * scales.min())).astype(np.float32)
+    return level
+
+
+def _cost(tried: list[Float32], formats: list[WeightFormat], inputs: Float32, columns: Float32) -> float:
+    """What rounding to nearest loses of what matrices give, with their columns scaled."""
+    total = 0.0
+    for values, form in zip(tried, formats, strict=True):
+        scaled = np.ascontiguousarray(values * columns)
+        found = quantizers.codes(quantizers.rows(0, scaled, form, "nearest", None), form)
+        distance = rounding.dequantize(found, form.group) / columns - values
+        total += float(np.einsum("nk,nk->", distance @ inputs, distance, dtype=np.float64))
+    return total
+
+
+def _tensor(values: Float32) -> Any:
+    import torch
+
+    return torch.from_numpy(values)

@@ -1,0 +1,209 @@
+"""Quantizers the whole way on a tiny model: made once, stored alike, folded exactly, refused where they mean nothing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ossicle.compiler import quantized, quantizers, reference, stored
+from ossicle.compiler.calibrate import calibrate
+from ossicle.compiler.calibration import write as write_calibration
+from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
+from ossicle.compiler.families import family
+from ossicle.compiler.pipeline import build
+from ossicle.compiler.quantize import weights_of
+from ossicle.compiler.quantize_on_speech import quantize
+from ossicle.compiler.safetensors import read_header
+from ossicle.compiler.verify import check_source
+from ossicle.targets import manifest as manifests
+from ossicle.targets.contract import BuildError, RecipeError, VerificationError
+from ossicle.targets.recipes import RECIPES
+from ossicle.tests import checkpoints
+
+AUDIO = {
+    "num_mel_bins": 128, "max_source_positions": 1500, "hidden_size": 32, "intermediate_size": 128,
+    "num_hidden_layers": 1,
+}  # fmt: skip
+INT4 = RECIPES["int4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = checkpoints.model(checkpoints.tiny_config(audio=AUDIO))
+    return checkpoints.save_hub(tmp_path_factory.mktemp("quantizers") / "tiny", made)
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import soundfile
+
+    listed = tmp_path_factory.mktemp("speech") / "speech.jsonl"
+    for number in range(2):
+        samples = np.random.default_rng(number).standard_normal(16000) * 0.1
+        soundfile.write(listed.with_name(f"{number}.wav"), samples, 16000)
+    listed.write_text("\n".join(json.dumps({"file": f"{number}.wav", "text": "one two"}) for number in range(2)))
+    return listed
+
+
+@pytest.fixture(scope="module")
+def files(folder: Path, spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("files")
+    for name in quantizers.ON_INPUTS:
+        quantize(open_checkpoint(folder), INT4, name, out / name, spoken)
+    return {name: out / name for name in quantizers.ON_INPUTS}
+
+
+def opened(folder: Path, file: Path | None = None) -> Checkpoint:
+    return open_checkpoint(folder, quantized=file)
+
+
+@pytest.mark.parametrize("name", quantizers.ON_INPUTS)
+def test_a_file_has_every_matrix_and_the_same_bytes_each_time(
+    name: str, folder: Path, spoken: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    quantize(opened(folder), INT4, name, again, spoken)
+    assert again.read_bytes() == files[name].read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+    made = opened(folder, files[name])
+    assert made.quantized is not None
+    assert set(made.quantized.formats) == {one for one in made.tensors if family("voxtral").linear(one)}
+    weights = weights_of(made, replace(INT4, quantizer=name))
+    for one, form in made.quantized.formats.items():
+        block = next(iter(weights.quantized(one).blocks()))
+        assert block.codes.shape == made.tensors[one].shape
+        assert block.codes.max() < 2**form.bits
+        assert (block.scales > 0).all()
+        rounded = stored.Rounded(one, weights).rows(0, made.tensors[one].shape[0])
+        exact = weights.source(one).rows(0, made.tensors[one].shape[0])
+        assert np.linalg.norm(rounded - exact) < 0.2 * np.linalg.norm(exact)
+
+
+def logits(checkpoint: Checkpoint) -> Any:
+    import torch
+
+    original = reference.Original(checkpoint)
+    generator = torch.Generator().manual_seed(1)
+    mel = torch.randn(2, 128, 3000, generator=generator).numpy()
+    audio = original._encode(mel)
+    inputs = original._embed([1, *[24] * (audio.shape[0] * audio.shape[1]), 5, 6, 7], audio)
+    with torch.inference_mode():
+        return original.model(inputs_embeds=inputs).logits[0].numpy()
+
+
+@pytest.mark.parametrize("name", ["awq", "awq-gptq"])
+def test_a_folded_model_is_the_same_model(name: str, folder: Path, files: dict[str, Path]) -> None:
+    checkpoint = opened(folder, files[name])
+    assert checkpoint.quantized is not None
+    moved = {one: checkpoint.quantized.folded(source) for one, source in checkpoint.tensors.items()}
+    changed = [one for one, source in moved.items() if source is not checkpoint.tensors[one]]
+    assert {one.rpartition(".")[0].rpartition(".")[2] for one in changed} >= {
+        "input_layernorm",
+        "o_proj",
+        "up_proj",
+        "fc1",
+    }
+    assert any(np.ptp(factors) > 0.1 for factors in checkpoint.quantized.on_columns.values())
+    before, after = logits(checkpoint), logits(replace(checkpoint, tensors=moved))
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5 * np.abs(before).max())
+
+
+def test_every_fold_of_the_family_leaves_the_model_as_it_is(folder: Path) -> None:
+    """Each with scales of its own, so that no two wrong ones make good for each other."""
+    from ossicle.compiler.folds import folded
+
+    checkpoint = opened(folder)
+    on_rows: dict[str, Any] = {}
+    on_columns: dict[str, Any] = {}
+    random = np.random.default_rng(0)
+    for fold in family("voxtral").folds(checkpoint.config):
+        width = checkpoint.tensors[fold.before[0]].shape[0]
+        scales = np.exp(random.uniform(-1, 1, width)).astype(np.float32)
+        on_rows |= {one: on_rows.get(one, np.float32(1)) / scales for one in fold.before}
+        on_columns |= {one: fold.spread(scales) for one in fold.after}
+    moved = {one: folded(source, on_rows, on_columns) for one, source in checkpoint.tensors.items()}
+    before, after = logits(checkpoint), logits(replace(checkpoint, tensors=moved))
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5 * np.abs(before).max())
+
+
+def test_a_build_stores_what_was_made_and_says_so(folder: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    import gguf
+
+    out = tmp_path / "out"
+    build(folder, out, targets=("onnx", "gguf"), recipe="int4", quantized=files["gptq"], verify=False)
+    manifest = manifests.read(out)
+    assert manifest.recipe["quantizer"] == "gptq"
+    assert manifest.quantized == manifests.file_entry(files["gptq"].parent, files["gptq"])
+    with pytest.raises(VerificationError, match="quantized gptq is missing"):
+        check_source(manifest, opened(folder))
+    check_source(manifest, opened(folder, files["gptq"]))
+    scales = read_header(files["gptq"])["model.language_model.layers.1.self_attn.o_proj.weight.scales"].raw_rows(0, 48)
+    reader = gguf.GGUFReader(next((out / "gguf").glob("voxtral*")))
+    blocks = next(one.data for one in reader.tensors if one.name == "blk.1.attn_output.weight")
+    assert np.array_equal(blocks.reshape(48, 2, 18)[..., :2].copy().view(np.float16)[..., 0], scales)
+
+
+@pytest.mark.parametrize("name", ["mse", "hqq"])
+def test_one_without_inputs_is_asked_for_by_name(name: str, folder: Path, tmp_path: Path) -> None:
+    build(folder, tmp_path / "out", recipe="int4", quantizer=name, verify=False)
+    assert manifests.read(tmp_path / "out").recipe["quantizer"] == name
+
+
+def test_mse_is_weighed_by_a_calibration(folder: Path, spoken: Path, tmp_path: Path) -> None:
+    write_calibration(tmp_path / "measured", calibrate(opened(folder), spoken))
+    plain, weighed = opened(folder), open_checkpoint(folder, imatrix=tmp_path / "measured")
+    name = "model.language_model.layers.0.mlp.down_proj.weight"
+    importance = weighed.importances[name]
+    source = plain.tensors[name].rows(0, plain.tensors[name].shape[0])
+
+    def lost(checkpoint: Checkpoint) -> float:
+        weights = weights_of(checkpoint, replace(INT4, quantizer="mse"))
+        distance = stored.Rounded(name, weights).rows(0, len(source)) - source
+        return float((distance**2 * importance).sum())
+
+    assert lost(weighed) < lost(plain)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "said"),
+    [
+        ("fp16", {"quantizer": "mse"}, r"'mse' has no meaning for recipe 'fp16', which stores float16"),
+        ("int4", {"quantizer": "best"}, r"quantizer 'best' is unknown \(there are: nearest, mse, hqq, gptq, awq"),
+        (
+            "int4",
+            {"quantizer": "gptq"},
+            r"'gptq' has to see .*ossicle quantize CHECKPOINT --quantizer gptq --quant int4",
+        ),
+        ("int8", {"quantized": "gptq"}, r"made for recipe 'int4'.*Build with --quant int4"),
+        ("int4", {"quantized": "gptq", "quantizer": "awq"}, r"is of quantizer 'gptq', not 'awq'"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(
+    recipe: str, options: dict[str, Any], said: str, folder: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    if "quantized" in options:
+        options = options | {"quantized": files[options["quantized"]]}
+    with pytest.raises(RecipeError, match=said):
+        build(folder, tmp_path / "out", recipe=recipe, verify=False, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_another_checkpoint_or_none_is_refused(folder: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    other = checkpoints.save_hub(tmp_path / "other", checkpoints.model(checkpoints.tiny_config(audio=AUDIO), seed=1))
+    with pytest.raises(BuildError, match="made from another checkpoint"):
+        opened(other, files["gptq"])
+    (tmp_path / "cut").write_bytes(files["gptq"].read_bytes()[:-10])
+    for name, said in {"cut": "not a whole safetensors file", "none": "there is no such file"}.items():
+        with pytest.raises(BuildError, match=rf"{name}' cannot be used as a file of quantized weights: .*{said}"):
+            opened(folder, tmp_path / name)
+    with pytest.raises(BuildError, match="there is no such file"):
+        quantized.quantizer_of(tmp_path / "none")
+
+
+def test_a_quantizer_that_needs_no_file_makes_none(folder: Path, spoken: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'hqq' needs no file \(those that do: gptq, awq, awq-gptq\)"):
+        quantize(opened(folder), INT4, "hqq", tmp_path / "out", spoken)
+    with pytest.raises(RecipeError, match="'gptq' has no meaning for recipe 'q4_k_m'"):
+        quantize(opened(folder), RECIPES["q4_k_m"], "gptq", tmp_path / "out", spoken)
