@@ -106,10 +106,10 @@ class _Search:
             largest, half = np.maximum(-least, greatest), (1 << self.bits - 1) - 1
             finest = [half + step / 4 for step in range(5)] if self.bits == 4 else [half]
             divisors = [*finest, *(half * (1 + 0.05 * step) for step in range(2 if self.bits < 8 else 1, steps))]
-            scales = np.stack([positive(largest / np.float32(one)) for one in divisors])
+            scales = np.stack([positive(np.divide(largest, one, dtype=np.float32)) for one in divisors])
             return scales, np.full(scales.shape, half + 1, np.uint8)
         pairs = [(1 - 0.05 * step, shift) for step in range(steps) for shift in (0, -1, 1)]
-        base = [positive((greatest - least) * np.float32(factor / self.top)) for factor, _ in pairs]
+        base = [positive(np.multiply(greatest - least, factor / self.top, dtype=np.float32)) for factor, _ in pairs]
         first = np.rint(-least / base[0].astype(np.float32))
         zeros = [np.clip(first + shift, 0, self.top).astype(np.uint8) for _, shift in pairs]
         return np.stack(base), np.stack(zeros)

@@ -74,7 +74,7 @@ def test_each_lowers_its_own_error_on_real_shapes(name, form):
     weights = np.random.default_rng(1).standard_t(5, (64, 256)).astype(np.float32) * np.float32(0.02)
     found = lost(name, weights, QUANTIZERS[name](weights, *form), form[1])
     share = found / lost(name, weights, nearest(weights, *form), form[1])
-    limit = {"mse": 0.97, "weighted": 0.95, "hqq": 0.999, "gptq": 0.7}[name]
+    limit = {"mse": 0.98, "weighted": 0.95, "hqq": 0.999, "gptq": 0.7}[name]
     assert share < (limit if form[0] == 4 else 1.0001)
 
 
