@@ -3,6 +3,7 @@
 ours          a bundle through `ossicle.load`; `--engine` names one, "auto" lets it choose
 llama.cpp     stock llama.cpp and its `mtmd` over text.gguf and mmproj.gguf of a folder, by its C API in this process
 transformers  a checkpoint in torch, bfloat16, eager attention
+export        transformers' export to ONNX or OpenVINO (benchmarks/exported.py), run by its engine without torch
 genai         onnxruntime-genai over a model that its own builder made of the text part: it hears nothing, and its prompt has
               as many tokens of text
 
@@ -22,6 +23,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from ossicle.benchmarks.exported import Export, OnnxExport, OpenVinoExport
+from ossicle.kernels.logmel import log_mel
 from ossicle.runtimes.prompt import Prompts
 from ossicle.runtimes.tokens import Tokenizer
 from ossicle.targets import manifest as manifests
@@ -72,6 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("name", choices=sorted(CONTESTANTS))
     parser.add_argument("artifacts", type=Path)
     parser.add_argument("--bundle", type=Path, help="whose prompt and tokenizer are taken, where ARTIFACTS is none")
+    parser.add_argument("--checkpoint", type=Path, help="whose embedding is read, where ARTIFACTS has none")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=TOKENS)
@@ -198,6 +202,41 @@ class Transformers:
         return self._model.get_input_embeddings()(torch.from_numpy(ids.astype(np.int64)))
 
 
+class Exported:
+    """What transformers exports, by its engine's own interface."""
+
+    name = "onnxruntime"
+    opener: Callable[[Path], Export] = OnnxExport
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from ossicle.compiler.checkpoint import open_checkpoint
+
+        self._export = type(self).opener(options.artifacts)
+        self._embedding = open_checkpoint(options.checkpoint).tensors["model.language_model.embed_tokens.weight"]
+        self._around = _around(options.bundle, manifests.read(options.bundle).audio.tokens_per_window)
+
+    def run(self, samples: Float32, tokens: int) -> Pass:
+        took: list[float] = []
+        with _timed(took):
+            audio = self._export.hear(log_mel(samples))
+        with _timed(took):
+            before, after = ([self._embedding.rows(one, one + 1) for one in ids.tolist()] for ids in self._around)
+            prompt = np.concatenate([*before, audio, *after])
+            logits = self._export.read(prompt)
+        with _timed(took):
+            for _ in range(tokens):
+                logits = self._export.step(int(logits.argmax()))
+        encode, prefill, decode = took
+        return Pass(encode, prefill, decode, len(audio), len(prompt), tokens)
+
+
+class ExportedOpenVino(Exported):
+    """The same on OpenVINO."""
+
+    name = "openvino"
+    opener = OpenVinoExport
+
+
 class GenAi:
     """onnxruntime-genai: the text part alone."""
 
@@ -246,6 +285,8 @@ CONTESTANTS: Mapping[str, Callable[[argparse.Namespace], Contestant]] = {
     "llama.cpp": LlamaCpp,
     "llama.cpp -fa off": LlamaCppWithoutFlash,
     "transformers": Transformers,
+    "export onnx": Exported,
+    "export openvino": ExportedOpenVino,
     "genai": GenAi,
 }
 

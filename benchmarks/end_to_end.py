@@ -2,7 +2,8 @@
 
     python benchmarks/end_to_end.py                              ossicle, stock llama.cpp, transformers
     python benchmarks/end_to_end.py --ours int4-g128,int4 --rounds 3
-    python benchmarks/end_to_end.py --genai DIR --python PYTHON   with onnxruntime-genai's build of the text part
+    python benchmarks/end_to_end.py --genai DIR --python PYTHON    with onnxruntime-genai's build of the text part
+    python benchmarks/end_to_end.py --exports DIR                  with transformers' exports in its onnx/int4 and openvino/int4
 
 Random weights in Voxtral-Mini-3B's shape, cut to 8 encoder and 6 decoder layers. Every contestant (benchmarks/contestants.py)
 runs in a process of its own and they take turns, so that whatever else the machine does falls on all of them. A figure is the
@@ -40,6 +41,7 @@ class Entry:
     title: str
     arguments: Sequence[str]
     python: str = sys.executable
+    may_fail: bool = False  # why is then said in its line
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,8 @@ def main() -> None:
     bundles = {name: _bundle(checkpoint, options.folder / name, name) for name in options.ours.split(",")}
     entries = _entries(options, checkpoint, bundles, _stock(options, checkpoint))
     print(f"{machine()}\n", flush=True)
-    told: dict[str, list[dict[str, Any]]] = {entry.title: [] for entry in entries}
-    for _ in range(options.rounds):
-        for entry in entries:
-            told[entry.title].append(_run(entry, options))
-    report({title: figures(one) for title, one in told.items()}, {title: one[0] for title, one in told.items()})
+    told, failed = _take_turns(entries, options)
+    report({title: figures(one) for title, one in told.items()}, {title: one[0] for title, one in told.items()}, failed)
 
 
 def _options() -> argparse.Namespace:
@@ -90,6 +89,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--genai", type=Path, help="onnxruntime-genai's model of the text part (benchmarks/peers.py build-genai)"
+    )
+    parser.add_argument(
+        "--exports", type=Path, help="transformers' exports under onnx and openvino (benchmarks/peers.py, exported.py)"
     )
     parser.add_argument("--python", default=sys.executable, help="the interpreter that has the peers")
     parser.add_argument("--rounds", type=int, default=2)
@@ -151,7 +153,36 @@ def _entries(
     if options.genai:
         peers.append(Entry("onnxruntime-genai, int4, text", ["genai", str(options.genai), *prompt], options.python))
     wanted = [entry for entry in peers if entry.arguments[0] in ("genai", *options.peers.split(","))]
-    return [Entry(_STOCK, [_STOCK, str(stock), *prompt]), *ours, *wanted]
+    exports = _exports(options.exports, ["--checkpoint", str(checkpoint), *prompt]) if options.exports else []
+    return [Entry(_STOCK, [_STOCK, str(stock), *prompt]), *ours, *wanted, *exports]
+
+
+def _exports(folder: Path, rest: Sequence[str]) -> Sequence[Entry]:
+    return [
+        Entry(
+            f"transformers' export to {title}, int4",
+            [f"export {name}", str(folder / name / "int4"), *rest],
+            may_fail=True,
+        )
+        for name, title in (("onnx", "ONNX"), ("openvino", "OpenVINO"))
+    ]
+
+
+def _take_turns(
+    entries: Sequence[Entry], options: argparse.Namespace
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """What each told in its turns, and why some have nothing to tell."""
+    told: dict[str, list[dict[str, Any]]] = {}
+    failed: dict[str, str] = {}
+    for _ in range(options.rounds):
+        for entry in entries:
+            try:
+                told.setdefault(entry.title, []).append(_run(entry, options))
+            except RuntimeError as error:
+                if not entry.may_fail:
+                    raise
+                failed[entry.title] = str(error).strip().splitlines()[-1]
+    return {title: runs for title, runs in told.items() if title not in failed}, failed
 
 
 def _run(entry: Entry, options: argparse.Namespace) -> dict[str, Any]:
@@ -181,8 +212,8 @@ def figures(runs: Sequence[Mapping[str, Any]]) -> Figures:
     )
 
 
-def report(found: Mapping[str, Figures], first: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print figures and, for each line, how many times as good as stock llama.cpp it is."""
+def report(found: Mapping[str, Figures], first: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str]) -> None:
+    """Print figures and, for each line, how many times as good as stock llama.cpp it is; why a line has none."""
     print("| | engine | prompt | encoder | prefill tok/s | decode tok/s | total | peak | opened in |")
     print("|---" * 9 + "|")
     for title, one in found.items():
@@ -191,6 +222,8 @@ def report(found: Mapping[str, Figures], first: Mapping[str, Mapping[str, Any]])
             f"| {title} | {run['engine']} | {run['passes'][0]['prompt_tokens']} | {one.encode:.2f} s | {one.prefill:.0f} "
             f"| {one.decode:.1f} | {one.total:.2f} s | {one.peak:.2f} GiB | {run['open']:.1f} s |"
         )
+    for title, reason in failed.items():
+        print(f"| {title} | {reason} |" + " |" * 7)
     print(f"\n| times as good as stock {_STOCK} | encoder | prefill | decode | total | peak memory |")
     print("|---" * 6 + "|")
     for title, one in found.items():
