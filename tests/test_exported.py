@@ -19,7 +19,7 @@ def test_an_export_continues_a_prompt_as_the_model_does(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     made = model()
     checkpoint = save_hub(tmp_path / "checkpoint", made)
-    command = [sys.executable, PEERS, "export-onnx", checkpoint, tmp_path / "onnx"]
+    command = [sys.executable, str(PEERS), "export-onnx", str(checkpoint), str(tmp_path / "onnx")]
     subprocess.run(command, check=True, capture_output=True)
     export = OnnxExport(tmp_path / "onnx")
     mel = np.random.default_rng(0).standard_normal((1, 16, 80), np.float32)
