@@ -230,7 +230,7 @@ def test_a_reading_is_asked_and_compared_in_order(tmp_path):
 
 
 class Original:
-    imatrix = None
+    imatrix = quantized = None
 
     def __init__(self, source, adapters=()):
         self.source, self.adapters = source, adapters
