@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..targets.contract import EngineError, Float32, Int64
-from .base import BoundedEngine, BranchingEngine, Engine, HandingEngine, Sequences
+from .base import BoundedEngine, BranchingEngine, Engine, HandingEngine, Listener, Sequences
 
 SHORTEST = 64  # tokens of a beginning that is worth going on from
 MEMORY = 256 << 20  # bytes of keys and values that are kept
@@ -108,8 +108,11 @@ class PrefixEngine:
 
 
 def with_prefixes(engine: Engine, token_bytes: int, memory: int = MEMORY) -> Engine:
-    """The engine, reading no beginning twice where it can keep one; `token_bytes` are its keys and values of a token."""
-    if memory <= 0:
+    """The engine, reading no beginning twice where it can keep one; `token_bytes` are its keys and values of a token.
+
+    One that listens itself stays as it is.
+    """
+    if memory <= 0 or isinstance(engine, Listener):
         return engine
     if isinstance(engine, HandingEngine):
         return PrefixEngine(engine, _by_arrays(engine), token_bytes, memory)

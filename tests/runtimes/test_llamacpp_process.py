@@ -112,7 +112,7 @@ def test_an_interrupted_call_leaves_the_next_one_whole(bundle: Path, model: Any)
     engine = opened(bundle)
     _, held = engine.prefill([prompt(5)])
     pid = engine._process.pid
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         collections.deque((engine.score(prompt(900)) for _ in range(10_000)), 0)
     with pytest.raises(EngineError, match="they are lost"):
