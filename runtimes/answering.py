@@ -8,6 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from ..targets.manifest import TextFormat
+from .adapters import adapted
 from .base import Engine
 from .constraints import Rules
 from .generate import Decoding, Row, Settings, decoding, grow, start_row
@@ -32,12 +33,17 @@ class Answerer:
     ) -> Decoding:
         """The settings of an answer, with the rules that they and the tools set for its tokens."""
         how, chosen = decoding(**settings), read_choice(choice, tools, several=several)
+        self._adapted(how)  # refused before any work is done
         if how.language is None and not tools:
             return how
         text = self._text
         stop = (*text.stop_tokens, *how.stop_tokens)
         rules = Rules(self._tokenizer, text, stop, text=how.language, choice=chosen if tools else None)
         return replace(how, rules=rules)
+
+    def _adapted(self, how: Decoding) -> Engine:
+        """The engine with the adapters of an answer."""
+        return adapted(self._engine(), how.adapters)
 
     def _row(self, prepared: Prepared, how: Decoding, number: int) -> Row:
         text = self._text
@@ -54,21 +60,21 @@ class Answerer:
     def pieces(self, prepared: Prepared, how: Decoding, number: int = 0) -> Generator[str, None, Reply]:
         """The reply to a prompt, its text piece by piece; `number` is that of the prompt among all of the caller's."""
         how.check_wanted()
-        row, started = self._row(prepared, how, number), perf_counter()
-        logits, state = self._engine().prefill([prepared.embeddings])
+        engine, row, started = self._adapted(how), self._row(prepared, how, number), perf_counter()
+        logits, state = engine.prefill([prepared.embeddings])
         prefilled = perf_counter()
-        for _, piece in grow(self._engine(), [row], logits, state):
+        for _, piece in grow(engine, [row], logits, state):
             if piece:
                 yield piece
         return self._reply(prepared, row, prefilled - started, perf_counter() - prefilled)
 
     def answer(self, batch: Sequence[Prepared], how: Decoding, first: int = 0) -> list[Reply]:
         """Answers of prompts decoded together; `first` is the number of the first among all of the caller's."""
-        rows = [self._row(prepared, how, first + i) for i, prepared in enumerate(batch)]
+        engine, rows = self._adapted(how), [self._row(prepared, how, first + i) for i, prepared in enumerate(batch)]
         started = perf_counter()
-        logits, state = self._engine().prefill([prepared.embeddings for prepared in batch])
+        logits, state = engine.prefill([prepared.embeddings for prepared in batch])
         prefilled = perf_counter()
-        for _ in grow(self._engine(), rows, logits, state):
+        for _ in grow(engine, rows, logits, state):
             pass
         prefill, decode = prefilled - started, perf_counter() - prefilled
         return [

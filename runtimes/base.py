@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
@@ -164,6 +165,22 @@ class BranchingEngine(Engine, Protocol):
         """The first tokens of a state of one row, for another sequence; the state itself is not used up."""
 
 
+@runtime_checkable
+class AdaptingEngine(Engine, Protocol):
+    """An engine that adds adapters to its decoder as it runs, others for every caller, over one set of weights."""
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """The adapters that it has, by name."""
+
+    def adapted(self, adapters: Mapping[str, float]) -> Engine:
+        """The same engine with so much of each of these added, and of no other: a view, which is closed with the engine.
+
+        A state goes on in a view of the adapters that it was begun with, and in no other. Embeddings of tokens and of audio
+        are the same in all. Whether it has the adapters is asked before: runtimes/adapters.py.
+        """
+
+
 class Runtime(Protocol):
     """One engine as a kind: what it is called, what it runs, whether it works here."""
 
@@ -292,18 +309,24 @@ def check_options(
         faults.append(f"no kv_cache '{options.kv_cache}' (it has: {', '.join(kv_caches) or 'its own alone'})")
     if options.flash_attention is not None and not flash_attention:
         faults.append("no choice of flash_attention")
-    faults += _adapter_faults(options.adapters, adapters)
+    faults += adapter_faults(options.adapters, adapters)
     if faults:
         raise EngineError(f"engine '{engine}' has {'; '.join(faults)}. See what this machine has: ossicle doctor")
 
 
-def _adapter_faults(wanted: Mapping[str, float], held: Sequence[str] | None) -> list[str]:
+def adapter_faults(wanted: Mapping[str, float], held: Sequence[str] | None) -> list[str]:
+    """What speaks against adding so much of each adapter, of those that are held; None: none are added at run time."""
     if wanted and held is None:
         return ["no adapters at run time (merge them instead: ossicle build CHECKPOINT --adapter PATH)"]
     faults = [
-        f"no adapter '{name}' in this bundle (it has: {', '.join(held or ()) or 'none'}; keep one in it: "
-        "ossicle build CHECKPOINT --target gguf --runtime-adapter PATH)"
-        for name in wanted
-        if name not in (held or ())
+        f"no adapter '{name}' in this bundle ({_held(name, held or ())})" for name in wanted if name not in (held or ())
     ]
     return faults + [f"no scale {scale} for adapter '{name}'" for name, scale in wanted.items() if not isfinite(scale)]
+
+
+def _held(name: str, held: Sequence[str]) -> str:
+    """Which adapters there are, and how there would be this one."""
+    if near := get_close_matches(name, held, n=3):
+        return f"near it: {', '.join(near)}; it has: {', '.join(held)}"
+    build = "keep one in it: ossicle build CHECKPOINT --target onnx,gguf --runtime-adapter PATH"
+    return f"it has: {', '.join(held) or 'none'}; {build}"

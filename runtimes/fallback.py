@@ -5,13 +5,14 @@ reads all of that as a prompt, and goes on from there.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..targets.contract import EngineError, Float32, Int64
+from . import adapters as choices
 from .base import BoundedEngine, Engine, Sequences, WrappingEngine
 from .mixed import MixedEngine
 from .plans import STAGES, Stage
@@ -67,6 +68,19 @@ class FallbackEngine:
         """What runs it now."""
         return self.engine.name
 
+    @property
+    def _life(self) -> int:
+        """How many engines have run it: states of an earlier one are read again."""
+        return self._lives
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters of the engine that runs it now."""
+        return choices.names(self.engine)
+
+    def adapted(self, adapters: Mapping[str, float]) -> Engine:
+        return _AdaptedFallback(self, adapters)
+
     def encode(self, mel: Float32) -> Float32:
         return self._tried(lambda engine: engine.encode(mel))
 
@@ -111,13 +125,13 @@ class FallbackEngine:
         return logits, self._outer(inner, living.given)
 
     def _outer(self, inner: Sequences, given: list[list[Float32 | int]]) -> Sequences:
-        return Sequences(inner.lengths, _Living(self._lives, inner, given))
+        return Sequences(inner.lengths, _Living(self._life, inner, given))
 
     def _inner(self, living: _Living) -> Sequences:
         """The sequences in the engine that runs now, which reads what they were given if it did not."""
-        if living.life != self._lives:
+        if living.life != self._life:
             _, living.inner = _numbers(self.engine, self.engine.prefill([self._embedded(one) for one in living.given]))
-            living.life = self._lives
+            living.life = self._life
         return living.inner
 
     def _embedded(self, given: Sequence[Float32 | int]) -> Float32:
@@ -168,6 +182,36 @@ class FallbackEngine:
             engine.close()
             raise EngineError(f"it has room for {room} tokens, and more was promised.")
         return engine
+
+
+class _AdaptedFallback(FallbackEngine):
+    """The same ways to run a bundle with adapters. One that has not got them is the caller's fault, and no failure of it."""
+
+    def __init__(self, whole: FallbackEngine, adapters: Mapping[str, float]) -> None:
+        self._whole = whole
+        self._chosen = dict(adapters)
+        self._view: tuple[int, Engine] | None = None  # the life that it is of
+        if isinstance(whole, BoundedEngine):
+            self.context = whole.context
+
+    @property
+    def engine(self) -> Engine:
+        return self._adapted(self._whole.engine)
+
+    @property
+    def _life(self) -> int:
+        return self._whole._life
+
+    def close(self) -> None:
+        """Nothing of its own."""
+
+    def _tried(self, work: Callable[[Engine], T]) -> T:
+        return self._whole._tried(lambda engine: work(self._adapted(engine)))
+
+    def _adapted(self, engine: Engine) -> Engine:
+        if self._view is None or self._view[0] != self._life:
+            self._view = self._life, choices.adapted(engine, self._chosen)
+        return self._view[1]
 
 
 def parts(engine: Engine) -> dict[Stage, str]:

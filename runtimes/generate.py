@@ -35,6 +35,7 @@ class Settings(TypedDict, total=False):
     ]  # OpenAI's: {"type": "text" | "json_object" | "json_schema", "json_schema": {..}}
     grammar: str  # the answer is of this language: Lark in llguidance's dialect
     regex: str  # the whole answer matches
+    adapters: Mapping[str, float]  # added at run time, by name, and how much of each; {}: none, whatever was loaded
     cancelled: Callable[[], bool]  # asked before each window of audio and each token; true: give up, by Cancelled
 
 
@@ -49,6 +50,7 @@ class Decoding:
     cancelled: Callable[[], bool] | None = None
     language: Language | None = None  # of the answer; None: any text
     rules: Rules | None = None  # what that means for the tokens of a model
+    adapters: Mapping[str, float] | None = None  # None: those that the bundle was loaded with
 
     def check_wanted(self) -> None:
         """Go on only if the caller still wants the answer.
@@ -83,6 +85,7 @@ def decoding(**settings: Unpack[Settings]) -> Decoding:
         tuple(settings.get("stop_tokens", ())),
         settings.get("cancelled"),
         text_language(settings.get("response_format"), settings.get("grammar"), settings.get("regex")),
+        adapters=_adapters(settings.get("adapters")),
     )
 
 
@@ -92,6 +95,14 @@ def _sampling(settings: Settings) -> Sampling:
         return Sampling(**drawn)
     except ValueError as reason:
         raise PromptError(f"{reason}.") from reason
+
+
+def _adapters(adapters: Any) -> Mapping[str, float] | None:
+    if adapters is None:
+        return None
+    if not isinstance(adapters, Mapping) or not all(isinstance(one, int | float) for one in adapters.values()):
+        raise PromptError(f'adapters {adapters!r:.60} are not possible (they can be, for example: {{"name": 0.8}}).')
+    return {str(name): float(scale) for name, scale in adapters.items()}
 
 
 @dataclass

@@ -5,9 +5,11 @@ encoder frames, which the model does not, so it is not taken.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -59,7 +61,7 @@ class LlamaCpp:
         embedding = gguf_file.read(Path(opening.path))
         process = Process(asdict(opening))
         try:
-            return LlamaCppEngine(process, embedding)
+            return LlamaCppEngine(process, embedding, self.kept(manifest), options.adapters)
         except BaseException:
             process.close()
             raise
@@ -75,28 +77,46 @@ class LlamaCpp:
         """
         if reason := self.usable():
             raise EngineError(f"engine '{self.name}' cannot be used: {reason}")
-        kept = {adapter.name: adapter.file for adapter in manifest.runtime_adapters if adapter.target == self.target}
+        kept = self.kept(manifest)
         check_options(self.name, options, kv_caches=tuple(CACHE_TYPES), flash_attention=True, adapters=tuple(kept))
-        files = [(str(folder / kept[name].path), scale) for name, scale in options.adapters.items()]
         return Opening(
             path=str(_decoder_file(folder, manifest)),
             threads=options.threads or physical_cores(),
             cache=options.kv_cache or "float32",
             flash_attention=_flash_attention(options),
-            adapters=files,
+            adapters=[str(folder / path) for path in kept.values()],
         )
+
+    def kept(self, manifest: Manifest) -> dict[str, str]:
+        """The file of each adapter that a bundle keeps, in the order in which they are opened."""
+        return {one.name: one.file.path for one in manifest.runtime_adapters if one.target == self.target}
 
 
 class LlamaCppEngine:
-    """An opened bundle."""
+    """An opened bundle; `adapters` are those that the process has opened, `scales` how much of some of them is added."""
 
     name = "llamacpp-cpu"
 
-    def __init__(self, process: Process, contents: gguf_file.Contents) -> None:
+    def __init__(
+        self,
+        process: Process,
+        contents: gguf_file.Contents,
+        adapters: Iterable[str] = (),
+        scales: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        self.adapters = tuple(adapters)
+        self._scales = [scales.get(name, 0.0) for name in self.adapters]
         self._process = process
         self._closing = weakref.finalize(self, process.close)
         self._embedding = contents.tensors[_EMBEDDING].type, contents.bytes_of(_EMBEDDING)
         self._numbers = _Numbers()
+        self._whole: Engine | None = None
+
+    def adapted(self, adapters: Mapping[str, float]) -> Engine:
+        view = copy(self)
+        view._scales = [adapters.get(name, 0.0) for name in self.adapters]
+        view._whole = self  # the process ends with the engine that it was opened for
+        return view
 
     def encode(self, mel: Float32) -> Float32:
         raise EngineError(
@@ -151,7 +171,7 @@ class LlamaCppEngine:
         return logits, Sequences(lengths, held)
 
     def _decode(self, parts: list[list[int]], values: NDArray[Any]) -> Float32:
-        message = {"parts": parts, "free": self._numbers.forgotten()}
+        message = {"parts": parts, "free": self._numbers.forgotten(), "scales": self._scales}
         values = values if values.ndim == 1 else np.asarray(values, np.float32)
         return np.asarray(self._process.call("decode", message, [values])[1][0], np.float32)
 

@@ -173,7 +173,7 @@ class Api:
 
 @dataclass(frozen=True)
 class Opening:
-    """What a model is opened with: its file, threads, what keys and values are kept in, adapters as (file, scale).
+    """What a model is opened with: its file, threads, what keys and values are kept in, and files of adapters, none added yet.
 
     `mmproj` is the file of llama.cpp's own audio path, where that is taken.
     """
@@ -182,7 +182,7 @@ class Opening:
     threads: int
     cache: str = "float32"
     flash_attention: bool = False
-    adapters: Sequence[tuple[str, float]] = ()
+    adapters: Sequence[str] = ()
     mmproj: str = ""
 
 
@@ -196,7 +196,9 @@ class Context:
         self.model = api.llama_model_load_from_file(opening.path.encode(), params)
         if not self.model:
             raise api.fault(f"'{opening.path}' cannot be loaded")
-        self._adapters = [self._adapter(path) for path, _ in opening.adapters]
+        # Before the first context is made: it has room in its graphs for as many as the model has by then.
+        self._adapters = [self._adapter(path) for path in opening.adapters]
+        self._scales = [0.0] * len(self._adapters)
         self.hidden = int(api.llama_model_n_embd(self.model))
         self.vocabulary = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model)))
         self._room, self._live = room, set[int]()
@@ -220,6 +222,12 @@ class Context:
             for at in range(0, len(values), step)
         ]
         return np.concatenate(logits)
+
+    def adapt(self, scales: Sequence[float]) -> None:
+        """Add so much of each adapter, in their order, to all that is computed from now on."""
+        if list(scales) != self._scales:
+            self._apply(self._context, scales)
+            self._scales = list(scales)
 
     def copy(self, source: int, to: int, tokens: int) -> None:
         """Let a sequence begin with the first tokens of another, in the same cells."""
@@ -277,7 +285,7 @@ class Context:
         context = self._api.llama_init_from_model(self.model, params)
         if not context:
             raise self._api.fault(f"a cache of {room} tokens in {self._opening.cache} cannot be made")
-        self._adapt(context)
+        self._apply(context, self._scales)
         return context
 
     def _adapter(self, path: str) -> Any:
@@ -286,10 +294,11 @@ class Context:
             raise self._api.fault(f"adapter '{path}' cannot be loaded")
         return adapter
 
-    def _adapt(self, context: Any) -> None:
-        count = len(self._adapters)
-        scales = (_FLOAT * count)(*(scale for _, scale in self._opening.adapters))
-        if self._api.llama_set_adapters_lora(context, (_POINTER * count)(*self._adapters), count, scales):
+    def _apply(self, context: Any, scales: Sequence[float]) -> None:
+        added = [(adapter, scale) for adapter, scale in zip(self._adapters, scales, strict=True) if scale]
+        pointers = (_POINTER * len(added))(*(adapter for adapter, _ in added))
+        factors = (_FLOAT * len(added))(*(scale for _, scale in added))
+        if self._api.llama_set_adapters_lora(context, pointers, len(added), factors):
             raise self._api.fault("the adapters cannot be applied")
 
     def _memory(self) -> Any:

@@ -4,6 +4,7 @@ Its encoder averages pairs of Voxtral's frames, so that half as many tokens stan
 last window gets a silent one more. It is here to be compared with; nobody gets it who has not asked for it by name.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,14 +29,17 @@ class LlamaCppMtmd(LlamaCpp):
     def open(self, folder: Path, manifest: Manifest, options: Options) -> Engine:
         opening = self.opening(folder, manifest, options)
         heard = replace(opening, mmproj=str(stage_file(folder, manifest, self, "audio_encoder", ".gguf")))
-        return MtmdEngine(Process(asdict(heard)), gguf_file.read(Path(opening.path)))
+        contents = gguf_file.read(Path(opening.path))
+        return MtmdEngine(Process(asdict(heard)), contents, self.kept(manifest), options.adapters)
 
 
 class MtmdEngine(LlamaCppEngine):
     """An opened bundle."""
 
-    def __init__(self, process: Process, contents: gguf_file.Contents) -> None:
-        super().__init__(process, contents)
+    def __init__(
+        self, process: Process, contents: gguf_file.Contents, adapters: Iterable[str], scales: Mapping[str, float]
+    ) -> None:
+        super().__init__(process, contents, adapters, scales)
         self.name = "llamacpp-mtmd-cpu (inexact)"
         self.tokens_per_window = int(process.model["audio_tokens"])
 

@@ -45,10 +45,13 @@ class Worker:
             raise EngineError("no audio path is open")
         return {}, [self._ear.hear(samples)]
 
-    def decode(self, parts: Sequence[Sequence[int]], free: Sequence[int], values: NDArray[Any]) -> Answer:
-        """Logits of tokens added to sequences, after those in `free` are forgotten."""
+    def decode(
+        self, parts: Sequence[Sequence[int]], free: Sequence[int], scales: Sequence[float], values: NDArray[Any]
+    ) -> Answer:
+        """Logits of tokens added to sequences with so much of each adapter, after those in `free` are forgotten."""
         context = self._opened()
         context.remove(free)
+        context.adapt(scales)
         return {}, [context.decode(parts, values)]
 
     def copy(self, pairs: Sequence[Sequence[int]], free: Sequence[int]) -> Answer:

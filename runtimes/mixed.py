@@ -8,6 +8,7 @@ from typing import Any
 
 from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
+from . import adapters as choices
 from .base import (
     BoundedEngine,
     BranchingEngine,
@@ -130,6 +131,18 @@ class MixedEngine:
         for name in OPTIONAL:
             if hasattr(decoder, name):
                 setattr(self, name, getattr(decoder, name))
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters of the decoder."""
+        return choices.names(self._decoder)
+
+    def adapted(self, adapters: Mapping[str, float]) -> Engine:
+        """The same with adapters; where the reader has not got them, the decoder reads prompts itself."""
+        has_them = self._reader is not None and set(adapters) <= set(choices.names(self._reader))
+        reader = choices.adapted(self._reader, adapters) if self._reader is not None and has_them else None
+        decoder = choices.adapted(self._decoder, adapters)
+        return MixedEngine(self._encoder, None if reader is None else _handing(reader), decoder)
 
     def encode(self, mel: Float32) -> Float32:
         return self._encoder.encode(mel)

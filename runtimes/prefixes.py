@@ -4,12 +4,14 @@ What the decoder remembers of a prompt is kept within a bound of memory, the lon
 their embeddings, so that the same words and the same audio are found whatever they were asked for.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..targets.contract import EngineError, Float32, Int64
+from . import adapters as choices
+from .adapters import Key
 from .base import BoundedEngine, BranchingEngine, Engine, HandingEngine, Listener, Sequences
 
 SHORTEST = 64  # tokens of a beginning that is worth going on from
@@ -19,11 +21,15 @@ ENTRIES = 4
 
 @dataclass(frozen=True)
 class Kept:
-    """A prompt [sequence, hidden] that was read, the bytes that keeping it takes, and a state of its first tokens."""
+    """A prompt [sequence, hidden] that was read, the bytes that keeping it takes, and a state of its first tokens.
+
+    `adapters` are those that it was read with: with others, it is another prompt. None: those that the engine was opened with.
+    """
 
     prompt: Float32
     nbytes: int
     begin: Callable[[int], Sequences] = field(repr=False)
+    adapters: Key | None = None
 
     def shared(self, prompt: Float32) -> int:
         """How many tokens another prompt begins with as this one does."""
@@ -44,13 +50,29 @@ class PrefixEngine:
         self._keep = keep
         self._token_bytes = token_bytes
         self._memory = memory
-        self._kept: list[Kept] = []  # the one used last at the end
+        self._kept: list[Kept] = []  # the one used last at the end; views share it
+        self._choice: Key | None = None  # of adapters
         if isinstance(engine, BoundedEngine):
             self.context = engine.context
 
     @property
     def name(self) -> str:
         return self.engine.name
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters of the engine that it stands before."""
+        return choices.names(self.engine)
+
+    def adapted(self, adapters: Mapping[str, float]) -> Engine:
+        """The same with adapters, within the same bound of memory."""
+        engine = choices.adapted(self.engine, adapters)
+        keep = _keeper(engine, self._token_bytes)
+        if keep is None:
+            return engine
+        view = PrefixEngine(engine, keep, self._token_bytes, self._memory)
+        view._kept, view._choice = self._kept, choices.key(adapters)
+        return view
 
     def prefill(self, prompts: Sequence[Float32]) -> tuple[Float32, Sequences]:
         if len(prompts) != 1 or len(prompts[0]) < SHORTEST:
@@ -61,7 +83,9 @@ class PrefixEngine:
 
     def _resumed(self, prompt: Float32) -> tuple[Float32, Sequences] | None:
         """Logits and state behind a prompt whose beginning is known; None: none is, or the engine has lost it."""
-        lengths = [min(one.shared(prompt), len(prompt) - 1) for one in self._kept]
+        lengths = [
+            min(one.shared(prompt), len(prompt) - 1) if one.adapters == self._choice else 0 for one in self._kept
+        ]
         best = int(np.argmax(lengths)) if lengths else 0
         if not lengths or lengths[best] < SHORTEST:
             return None
@@ -80,7 +104,7 @@ class PrefixEngine:
     def _remember(self, prompt: Float32, state: Sequences) -> None:
         if self._token_bytes * len(prompt) + prompt.nbytes > self._memory:
             return  # keeping begins with a copy
-        self._kept.append(self._keep(state, prompt))
+        self._kept.append(replace(self._keep(state, prompt), adapters=self._choice))
         while self._kept and (sum(one.nbytes for one in self._kept) > self._memory or len(self._kept) > ENTRIES):
             self._kept.pop(0)
 
@@ -112,13 +136,15 @@ def with_prefixes(engine: Engine, token_bytes: int, memory: int = MEMORY) -> Eng
 
     One that listens itself stays as it is.
     """
-    if memory <= 0 or isinstance(engine, Listener):
-        return engine
+    keep = None if memory <= 0 or isinstance(engine, Listener) else _keeper(engine, token_bytes)
+    return engine if keep is None else PrefixEngine(engine, keep, token_bytes, memory)
+
+
+def _keeper(engine: Engine, token_bytes: int) -> Callable[[Sequences, Float32], Kept] | None:
+    """How beginnings are kept of what an engine has read; None: it cannot."""
     if isinstance(engine, HandingEngine):
-        return PrefixEngine(engine, _by_arrays(engine), token_bytes, memory)
-    if isinstance(engine, BranchingEngine):
-        return PrefixEngine(engine, _by_branches(engine, token_bytes), token_bytes, memory)
-    return engine
+        return _by_arrays(engine)
+    return _by_branches(engine, token_bytes) if isinstance(engine, BranchingEngine) else None
 
 
 def _by_arrays(engine: HandingEngine) -> Callable[[Sequences, Float32], Kept]:

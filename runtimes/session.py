@@ -13,6 +13,7 @@ import numpy as np
 
 from ..targets.contract import EngineError, Float32, PromptError
 from ..targets.manifest import Manifest
+from .adapters import adapted
 from .answering import Answerer
 from .audio import AudioSource
 from .base import BoundedEngine, Engine, Listener
@@ -184,18 +185,31 @@ class Session:
             raise PromptError("a transcription calls no tools (only a conversation does).")
         return Stream(self._transcriber.stream(Clip(source, rate), Asked(language, how), progress))
 
-    def score(self, audio: AudioSource, tokens: Sequence[int], *, language: str | None = None) -> Float32:
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters that may be chosen at every request, by name."""
+        return self._engine.adapters
+
+    def score(
+        self,
+        audio: AudioSource,
+        tokens: Sequence[int],
+        *,
+        language: str | None = None,
+        adapters: Mapping[str, float] | None = None,
+    ) -> Float32:
         """Logits [len(tokens), vocabulary] from which each of `tokens` would be chosen as the transcript of `audio`.
 
         Raises:
-            PromptError: the tokens do not fit into the context.
+            PromptError: the tokens do not fit into the context, or there is no such adapter.
         """
+        engine = adapted(self._engine, adapters)
         prompt = self._prompt.hear(Clip(audio), language, decoding()).embeddings
         if len(tokens) > self._context - len(prompt):
             raise PromptError(f"{len(tokens)} tokens cannot be scored (at most: {self._context - len(prompt)}).")
-        answer = self._engine.embed(np.asarray(tokens, np.int64))
+        answer = engine.embed(np.asarray(tokens, np.int64))
         # The last position chooses what follows the tokens: nobody asked for it.
-        return self._engine.score(np.concatenate([prompt, answer]), len(tokens) + 1)[:-1]
+        return engine.score(np.concatenate([prompt, answer]), len(tokens) + 1)[:-1]
 
     def log_mel(self, audio: AudioSource, *, rate: int | None = None) -> Float32:
         """Log-mel windows [windows, mel bins, frames] of a recording, float32."""

@@ -1,12 +1,13 @@
 """One engine for several callers at a time: calls take turns, and whoever leaves last closes it."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
 from ..targets.contract import EngineError, Float32, Int64
+from . import adapters as choices
 from .base import BoundedEngine, Engine, Listener, Sequences
 
 
@@ -86,6 +87,15 @@ class SharedEngine:
     def name(self) -> str:
         return self.engine.name
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters that may be chosen, by name."""
+        return choices.names(self.engine)
+
+    def adapted(self, adapters: Mapping[str, float]) -> Engine:
+        """The engine for the same caller, with these adapters; it is left with this one."""
+        return _AdaptedShare(self, adapters)
+
     def another(self) -> "SharedEngine":
         """The same engine for another caller."""
         owned = self._mine()
@@ -146,6 +156,30 @@ class SharedEngine:
         if self._owned is None:
             raise EngineError("the session is closed. Open another with ossicle.load(bundle).")
         return self._owned
+
+
+class _AdaptedShare(SharedEngine):
+    """What a caller has, with adapters. Its turns are those of the caller's own."""
+
+    def __init__(self, share: SharedEngine, adapters: Mapping[str, float]) -> None:
+        self._share = share
+        self._adapters = dict(adapters)
+        self._view: Engine | None = None
+        for name in ("context", "tokens_per_window"):
+            if hasattr(share, name):
+                setattr(self, name, getattr(share, name))
+
+    def close(self) -> None:
+        """Nothing of its own."""
+
+    @contextmanager
+    def _turn(self) -> Iterator[Engine]:
+        with self._share._turn() as engine:
+            self._view = self._view or choices.adapted(engine, self._adapters)
+            yield self._view
+
+    def _mine(self) -> _Owned:
+        return self._share._mine()
 
 
 def shared(engine: Engine) -> SharedEngine:

@@ -109,7 +109,7 @@ def test_a_child_killed_in_a_generation_is_an_error_and_the_next_call_works(
 
 def test_what_the_engine_refuses_is_told_with_its_reason(engine: llamacpp.LlamaCppEngine) -> None:
     with pytest.raises(EngineError, match=r"answers -1 to 1 tokens: init: invalid seq_id\[0\]\[0\] = 999"):
-        engine._process.call("decode", {"parts": [[999, 0, 1, 1]], "free": []}, [prompt(1)])
+        engine._process.call("decode", {"parts": [[999, 0, 1, 1]], "free": [], "scales": []}, [prompt(1)])
     for values in (prompt(2)[:, :5], prompt(2)[:0]):
         with pytest.raises(EngineError, match="no embeddings or tokens"):
             engine.prefill([values])

@@ -13,8 +13,11 @@ import pytest
 import torch
 from ossicle.compiler.runtime_adapters import RuntimeAdapterSpec, open_all, parse_runtime_adapter
 from ossicle.runtimes import llamacpp, onnxruntime
+from ossicle.runtimes.adapters import adapted
 from ossicle.runtimes.base import Options
 from ossicle.runtimes.llamacpp_worker import ROOM
+from ossicle.runtimes.prefixes import with_prefixes
+from ossicle.runtimes.shared import shared
 from ossicle.targets import manifest
 from ossicle.targets.contract import AdapterError, BundleError, EngineError, Float32
 from ossicle.tests import checkpoints
@@ -52,6 +55,10 @@ class Built:
             state = {key: value + scale * self.deltas[name][key] for key, value in state.items()}
         model.load_state_dict(state)
         return logits(model, values)
+
+    def embed(self, ids: Any) -> Float32:
+        found: Float32 = self.model.get_input_embeddings().weight.detach().numpy()[ids]
+        return found
 
     def open(self, scales: Mapping[str, float]) -> Any:
         return llamacpp.RUNTIME.open(self.folder, manifest.read(self.folder), Options(threads=1, adapters=scales))
@@ -100,6 +107,37 @@ def test_adapters_outlive_a_cache_that_grows(built: Built) -> None:
     engine.close()
     values = np.concatenate([prompt(ROOM - 5), prompt(40)])
     np.testing.assert_allclose(ours[0], built.logits(values, {"plain": 1.0})[-1], atol=1e-4, rtol=0)
+
+
+def test_choices_in_any_order_are_those_of_merged_models(built: Built) -> None:
+    """Without a reload: one process, whose number stays."""
+    engine = shared(built.open({"plain": 1.0}))
+    process = engine.engine._process.pid  # type: ignore[attr-defined]
+    choices: list[dict[str, float] | None] = [{"stable": 1.0}, {}, {"uneven": 0.5, "plain": -1}, None, {"stable": 0.2}]
+    for choice in [*choices, *reversed(choices)]:
+        expected = built.logits(prompt(40), {"plain": 1.0} if choice is None else choice)
+        np.testing.assert_allclose(adapted(engine, choice).score(prompt(40)), expected, atol=1e-4, rtol=0)
+    assert engine.engine._process.pid == process  # type: ignore[attr-defined]
+    engine.close()
+
+
+def test_sequences_of_several_callers_interleave_and_outgrow_the_cache(built: Built) -> None:
+    """Prompts with a common beginning, read by one engine that keeps beginnings, then a step of each in turn."""
+    owner = shared(with_prefixes(built.open({}), 1, 1 << 40))
+    choices: list[dict[str, float]] = [{"plain": 1.0}, {"stable": 1.0}, {"uneven": 1.0}, {}]
+    callers = [adapted(owner.another(), choice) for choice in choices]
+    begun = prompt(ROOM // 4 + 40)
+    logits, states = map(list, zip(*[caller.prefill([begun]) for caller in callers], strict=True))
+    told = [begun] * len(callers)
+    for step in range(3):
+        for number, caller in enumerate(callers):
+            token = np.array([7 * step + number])
+            logits[number], states[number] = caller.step(states[number], token)
+            told[number] = np.concatenate([told[number], built.embed(token)])
+    logits.append(callers[1].prefill([begun])[0])
+    for choice, values, found in zip([*choices, choices[1]], [*told, begun], logits, strict=True):
+        np.testing.assert_allclose(found[0], built.logits(values, choice)[-1], atol=3e-4, rtol=0)
+    owner.engine.close()
 
 
 def test_the_file_holds_what_peft_saved(built: Built) -> None:
