@@ -21,7 +21,11 @@ Measured = Annotated[
 ]
 Quantizer = Annotated[
     str | None,
-    typer.Option("--quantizer", metavar="NAME", help="How integers are found: nearest, mse, hqq. By default nearest."),
+    typer.Option(
+        "--quantizer",
+        metavar="NAME|PART=NAME,...",
+        help="How integers are found: nearest, mse, hqq; or part by part, as in lm_head=mse,encoder=hqq. By default nearest.",
+    ),
 ]
 Made = Annotated[
     Path | None,

@@ -56,7 +56,14 @@ def calibrate(
 def quantize(
     checkpoint: CheckpointName,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the integers go.")],
-    quantizer: Annotated[str, typer.Option("--quantizer", help="How they are found: gptq, awq or awq-gptq.")] = "gptq",
+    quantizer: Annotated[
+        str,
+        typer.Option(
+            "--quantizer",
+            metavar="NAME|PART=NAME,...",
+            help="How they are found: gptq, awq, awq-gptq; or part by part, as in mse,decoder=gptq.",
+        ),
+    ] = "gptq",
     quant: Annotated[str, typer.Option("--quant", help="The recipe: int4, int4-g128, int4-asymmetric, int8.")] = "int4",
     speech: Speech = None,
     adapter: Adapters = None,

@@ -26,6 +26,7 @@ from .families import family
 from .figures import Verification
 from .lora import AdapterSpec
 from .quantize import weights_of
+from .quantizers import Choice
 from .runtime_adapters import RuntimeAdapterSpec
 from .staging import STATE, Staging
 from .tokenizer import tekken_version, write_tokenizer
@@ -76,7 +77,8 @@ def build(
     """Compile a checkpoint (a folder or a hub id, `adapters` merged) into a bundle at `out`.
 
     `runtime_adapters` are kept beside the artifacts, for an engine to add as it runs; verification is without them.
-    `quantizer` finds the integers, as the recipe says by default; `quantized` has those that `ossicle quantize` made.
+    `quantizer` finds the integers, one for all or part by part (`quantizers.Choice`), as the recipe says by default;
+    `quantized` has those that `ossicle quantize` made.
     `imatrix` weighs the rounding of GGUF's blocks and the search of quantizer mse.
     `split_bytes` is the most that one file of a GGUF decoder may hold.
     `engines` are those built of TensorRT's graphs. `coreml_context` is how many tokens the state of a Core ML decoder holds.
@@ -188,7 +190,7 @@ def check(
 
 def _check_imatrix(recipe: Recipe, imatrix: Path | None) -> None:
     """Refuse one that would have no effect."""
-    if imatrix and not _has_blocks(recipe) and recipe.quantizer != "mse":
+    if imatrix and not _has_blocks(recipe) and "mse" not in Choice.of(recipe.quantizer).quantizers:
         using = ", ".join(name for name, one in RECIPES.items() if _has_blocks(one))
         raise RecipeError(
             f"recipe '{recipe.name}' has no use for an imatrix (these have: {using}; and integers with --quantizer mse)"

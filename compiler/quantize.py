@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 
@@ -59,12 +59,16 @@ class Weights:
     def importance(self, name: str) -> Float32 | None:
         return self.importances.get(name)
 
+    def quantizer(self, name: str) -> str:
+        """What finds the tensor's integers: one of `quantizers.QUANTIZERS`."""
+        return self._choice.part(self.family.part(name))
+
     def quantized(self, name: str) -> QuantizedTensor:
         source, form = self.source(name), self.format(name)
         shape = source.shape[0], source.shape[1]
         if self.made is not None and name in self.made.formats:
             return QuantizedTensor(name, shape, form, partial(self.made.blocks, name))
-        quantizer = quantizers.without_inputs(self.recipe.quantizer)
+        quantizer = quantizers.without_inputs(self.quantizer(name))
         weighed = self.importance(name)
         return QuantizedTensor(name, shape, form, lambda: _blocks(source, form, quantizer, weighed))
 
@@ -76,6 +80,10 @@ class Weights:
         if part == "embedding" and self.tied and self.recipe.embedding.kind:
             return "lm_head"
         return "encoder" if part == "projector" else part
+
+    @cached_property
+    def _choice(self) -> quantizers.Choice:
+        return quantizers.Choice.of(self.recipe.quantizer)
 
     @cached_property
     def _overridden(self) -> Mapping[str, WeightFormat]:
@@ -90,7 +98,18 @@ class Weights:
 def weights_of(checkpoint: Checkpoint, recipe: Recipe) -> Weights:
     """The weights of an opened checkpoint under a recipe."""
     model = family(checkpoint.family)
-    return Weights(checkpoint.tensors, recipe, model, checkpoint.tied, checkpoint.importances, checkpoint.quantized)
+    weights = Weights(checkpoint.tensors, recipe, model, checkpoint.tied, checkpoint.importances, checkpoint.quantized)
+    return replace(weights, tied=checkpoint.tied and not _head_apart(weights))
+
+
+def _head_apart(weights: Weights) -> bool:
+    """Whether the head's integers are found otherwise than the embedding's, so that they are not the same numbers."""
+    embedding, head = weights.family.EMBEDDING, weights.family.LM_HEAD
+    if not quantizers.groupwise_integers(weights.format(head)):
+        return False
+    made = weights.made is not None and head in weights.made.formats
+    by = weights.quantizer(head)
+    return made or by != weights.quantizer(embedding) or (by == "mse" and weights.importance(head) is not None)
 
 
 def _chosen(override: Override, names: list[str]) -> list[str]:

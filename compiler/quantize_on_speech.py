@@ -5,7 +5,7 @@ block's integers go to the file, and it runs on with what they stand for. Source
 (https://arxiv.org/abs/2306.00978).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,21 +41,22 @@ def quantize(
 ) -> int:
     """Make the integers of every linear matrix of the recipe's groupwise formats, into a file; how many matrices it has.
 
-    `speech` lists the recordings, by default those shipped.
+    `quantizer` is one for all or part by part (`quantizers.Choice`); the error that `mse` searches for is weighed by what the
+    matrices are given. `speech` lists the recordings, by default those shipped.
 
     Raises:
         RecipeError: the quantizer needs no inputs, or the recipe has no groupwise integers.
         AudioError: the list, or a recording of it, cannot be used.
         CheckpointError: the checkpoint lacks a tensor, or has numbers that cannot be stored.
     """
-    quantizers.checked(recipe, quantizer)
-    if quantizer not in quantizers.ON_INPUTS:
+    choice = quantizers.checked(recipe, quantizer)
+    if not choice.on_inputs:
         raise RecipeError(
-            f"quantizer '{quantizer}' needs no file (those that do: {', '.join(quantizers.ON_INPUTS)}). "
-            f"Build with --quantizer {quantizer}"
+            f"quantizer '{choice}' needs no file (those that do: {', '.join(quantizers.ON_INPUTS)}). "
+            f"Build with --quantizer {choice}"
         )
     spoken = recordings.load(speech or recordings.shipped())
-    weights = weights_of(checkpoint, replace(recipe, quantizer=quantizer))
+    weights = weights_of(checkpoint, replace(recipe, quantizer=str(choice)))
     plan = Plan.of(checkpoint, weights)
     document = quantized.document(
         checkpoint.identity, weights.recipe, (spoken.name, spoken.sha256), plan.formats, plan.on_rows, plan.on_columns
@@ -84,11 +85,11 @@ class Plan:
             for name in checkpoint.tensors
             if model.linear(name) and quantizers.groupwise_integers(weights.format(name))
         }
-        scaled = QUANTIZERS[weights.recipe.quantizer].scaled
+        scaled = {name for name in formats if QUANTIZERS[weights.quantizer(name)].scaled}
         folds = [
             fold
-            for fold in (model.folds(checkpoint.config) if scaled else ())
-            if all(name in formats for name in fold.after) and not (checkpoint.tied and model.LM_HEAD in fold.after)
+            for fold in model.folds(checkpoint.config)
+            if scaled.issuperset(fold.after) and not (checkpoint.tied and model.LM_HEAD in fold.after)
         ]
         shapes = {name: source.shape for name, source in checkpoint.tensors.items()}
         on_rows = {name: shapes[name][0] for fold in folds for name in fold.before}
@@ -179,8 +180,8 @@ class _Quantizing:
         source, form = self.weights.source(name), self.plan.formats[name]
         columns = self.on_columns.get(name, np.ones(source.shape[1], np.float32))
         rows = self.on_rows.get(name, np.ones(source.shape[0], np.float32))[:, None]
-        inputs = hessian / np.outer(columns, columns)
-        maker = self._maker(inputs, form)
+        inputs = hessian / np.outer(columns, columns) if name in self.on_columns else hessian
+        maker = _maker(self.weights.quantizer(name), inputs, form)
         for start in range(0, source.shape[0], _ROWS):
             stop = min(start + _ROWS, source.shape[0])
             values = np.ascontiguousarray(source.rows(start, stop) * rows[start:stop] * columns)
@@ -193,18 +194,20 @@ class _Quantizing:
             self._write(name, start, found, form)
             yield start, rounding.dequantize(found, form.group) / rows[start:stop] / columns
 
-    def _maker(self, inputs: Float32, form: WeightFormat) -> Any:
-        if QUANTIZERS[self.weights.recipe.quantizer].solved:
-            return gptq.Solver(inputs, form.bits, form.group, form.symmetric).quantize
-        importance = np.ascontiguousarray(np.diagonal(inputs))
-        return lambda values: rounding.least_squares(values, form.bits, form.group, form.symmetric, importance)
-
     def _write(self, name: str, start: int, found: Codes, form: WeightFormat) -> None:
         codes = groupwise.pack_pairs(found.codes) if form.bits == 4 else found.codes
         self.writer.rows(f"{name}.codes", start, codes)
         self.writer.rows(f"{name}.scales", start, found.scales)
         if not form.symmetric:
             self.writer.rows(f"{name}.zeros", start, found.zeros)
+
+
+def _maker(name: str, inputs: Float32, form: WeightFormat) -> Callable[[Float32], Codes]:
+    """What makes the integers of rows whose mean x x^T this is, by the quantizer of this name."""
+    if QUANTIZERS[name].solved:
+        return gptq.Solver(inputs, form.bits, form.group, form.symmetric).quantize
+    importance, at_once = np.ascontiguousarray(np.diagonal(inputs)), quantizers.without_inputs(name)
+    return lambda values: quantizers.codes(quantizers.rows(0, values, form, at_once, importance), form)
 
 
 def _some_rows(source: Any) -> Float32:

@@ -4,7 +4,7 @@ They are written here: libraries for GPTQ, AWQ and HQQ hold a model whole, and s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,63 @@ AT_ONCE = tuple(name for name, one in QUANTIZERS.items() if not one.on_inputs)
 ON_INPUTS = tuple(name for name, one in QUANTIZERS.items() if one.on_inputs)
 
 
+PARTS = ("encoder", "projector", "embedding", "decoder", "lm_head")
+_LOOKED_UP = "embedding"  # a part that is multiplied with nothing
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A quantizer for each part of a model: of its own in `named`, or `otherwise`.
+
+    Its text is what `--quantizer` takes: "gptq", "decoder=gptq,lm_head=hqq", or both, as in "mse,decoder=gptq".
+    """
+
+    otherwise: str = "nearest"
+    named: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, text: str) -> "Choice":
+        """The choice that a text is.
+
+        Raises:
+            RecipeError: a quantizer or a part is unknown, is named twice, or cannot go together.
+        """
+        entries = [entry.strip().rpartition("=")[::2] for entry in text.split(",")]
+        parts = [part.strip() for part, _ in entries]
+        named = {part: _known(name.strip()) for part, (_, name) in zip(parts, entries, strict=True)}
+        if twice := sorted({part for part in parts if parts.count(part) > 1}):
+            raise RecipeError(f"quantizer '{text}' says twice what {twice[0] or 'every part'} gets. {_FORM}")
+        if unknown := [part for part in parts if part not in ("", *PARTS)]:
+            raise RecipeError(f"quantizer '{text}': part '{unknown[0]}' is unknown. {_FORM}")
+        if QUANTIZERS[named.get(_LOOKED_UP, "nearest")].on_inputs:
+            raise RecipeError(
+                f"quantizer '{text}': the embedding is looked up and multiplied with nothing, so that "
+                f"'{named[_LOOKED_UP]}' has no meaning for it (possible: {', '.join(AT_ONCE)})"
+            )
+        return cls(named.pop("", "nearest"), {part: named[part] for part in PARTS if part in named})
+
+    def part(self, part: str | None) -> str:
+        """The quantizer of a part."""
+        return self.named.get(part or "", self.otherwise)
+
+    @property
+    def quantizers(self) -> tuple[str, ...]:
+        """Every quantizer that some part gets."""
+        return tuple(dict.fromkeys(map(self.part, PARTS)))
+
+    @property
+    def on_inputs(self) -> bool:
+        """Whether one of them has to see what matrices are multiplied with."""
+        return any(QUANTIZERS[name].on_inputs for name in self.quantizers)
+
+    def __str__(self) -> str:
+        first = [self.otherwise] if self.otherwise != "nearest" or not self.named else []
+        return ",".join([*first, *(f"{part}={name}" for part, name in self.named.items())])
+
+
+_FORM = f"It is one name for all, or PART=NAME with commas between them (parts: {', '.join(PARTS)})"
+
+
 def chosen(recipe: Recipe, quantizer: str | None, quantized: Path | None) -> Recipe:
     """The recipe with this quantizer, or with that of a file of quantized weights.
 
@@ -49,36 +106,55 @@ def chosen(recipe: Recipe, quantizer: str | None, quantized: Path | None) -> Rec
     """
     from . import quantized as files
 
-    name = quantizer or (files.quantizer_of(quantized) if quantized else recipe.quantizer)
-    checked(recipe, name)
-    if QUANTIZERS[name].on_inputs and quantized is None:
+    asked = checked(recipe, quantizer or (files.quantizer_of(quantized) if quantized else recipe.quantizer))
+    if asked.on_inputs and quantized is None:
         raise RecipeError(
-            f"quantizer '{name}' has to see what each matrix is multiplied with (without: {', '.join(AT_ONCE)}). Make its "
-            f"integers once, for every target: ossicle quantize CHECKPOINT --quantizer {name} --quant {recipe.name} "
+            f"quantizer '{asked}' has to see what each matrix is multiplied with (without: {', '.join(AT_ONCE)}). Make its "
+            f"integers once, for every target: ossicle quantize CHECKPOINT --quantizer {asked} --quant {recipe.name} "
             "--out FILE; then build with --quantized FILE"
         )
-    if quantized and files.quantizer_of(quantized) != name:
+    if quantized and files.quantizer_of(quantized) != str(asked):
         raise RecipeError(
-            f"'{quantized}' is of quantizer '{files.quantizer_of(quantized)}', not '{name}'. Leave --quantizer out"
+            f"'{quantized}' is of quantizer '{files.quantizer_of(quantized)}', not '{asked}'. Leave --quantizer out"
         )
-    return replace(recipe, quantizer=name)
+    return replace(recipe, quantizer=str(asked))
 
 
-def checked(recipe: Recipe, name: str) -> None:
-    """Refuse a quantizer that there is not, or that has nothing to do in a recipe.
+def checked(recipe: Recipe, text: str) -> Choice:
+    """The choice that a text is, where it has something to do in a recipe.
 
     Raises:
-        RecipeError: so it is.
+        RecipeError: it has not, or it is no choice.
     """
-    if name not in QUANTIZERS:
-        raise RecipeError(f"quantizer '{name}' is unknown (there are: {', '.join(QUANTIZERS)}). See docs/quality.md")
-    decoder = [recipe.decoder, recipe.lm_head, *(one.format for one in recipe.overrides)]
-    if name != "nearest" and not any(map(groupwise_integers, decoder)):
-        stored = ", ".join(dict.fromkeys(form.name for form in decoder))
+    choice = Choice.of(text)
+    for part, name in choice.named.items():
+        _check_meaning(recipe, (part,), name, f"the {part} of ")
+    if not choice.named:
+        _check_meaning(recipe, ("decoder", "lm_head"), choice.otherwise, "")
+    return choice
+
+
+def _check_meaning(recipe: Recipe, parts: tuple[str, ...], name: str, place: str) -> None:
+    """Refuse a quantizer other than `nearest` for parts without groupwise integers."""
+    stored = [form for part in parts for form in _formats(recipe, part)]
+    if name != "nearest" and not any(map(groupwise_integers, stored)):
         raise RecipeError(
-            f"quantizer '{name}' has no meaning for recipe '{recipe.name}', which stores {stored}: it finds groupwise integers "
+            f"quantizer '{name}' has no meaning for {place}recipe '{recipe.name}', which stores "
+            f"{', '.join(dict.fromkeys(form.name for form in stored))}: it finds groupwise integers "
             "(those have: int8, int4, int4-asymmetric, int4-g128). K-quants take an importance matrix: --imatrix FILE"
         )
+
+
+def _formats(recipe: Recipe, part: str) -> list[WeightFormat]:
+    """What matrices of a part are stored in; those of the projector as those of the encoder."""
+    held = "encoder" if part == "projector" else part
+    return [getattr(recipe, held), *(one.format for one in recipe.overrides if one.part == held)]
+
+
+def _known(name: str) -> str:
+    if name not in QUANTIZERS:
+        raise RecipeError(f"quantizer '{name}' is unknown (there are: {', '.join(QUANTIZERS)}). See docs/quality.md")
+    return name
 
 
 def groupwise_integers(form: WeightFormat) -> bool:

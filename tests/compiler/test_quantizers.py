@@ -12,13 +12,14 @@ from ossicle.compiler.calibrate import calibrate
 from ossicle.compiler.calibration import write as write_calibration
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.families import family
+from ossicle.compiler.imatrix import Imatrix
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.quantize import weights_of
 from ossicle.compiler.quantize_on_speech import quantize
 from ossicle.compiler.safetensors import read_header
 from ossicle.compiler.verify import check_source
 from ossicle.targets import manifest as manifests
-from ossicle.targets.contract import BuildError, RecipeError, VerificationError
+from ossicle.targets.contract import BuildError, QuantizedRows, RecipeError, VerificationError
 from ossicle.targets.recipes import RECIPES
 from ossicle.tests import checkpoints
 
@@ -60,13 +61,7 @@ def opened(folder: Path, file: Path | None = None) -> Checkpoint:
 
 
 @pytest.mark.parametrize("name", quantizers.ON_INPUTS)
-def test_a_file_has_every_matrix_and_the_same_bytes_each_time(
-    name: str, folder: Path, spoken: Path, files: dict[str, Path], tmp_path: Path
-) -> None:
-    again = tmp_path / "again"
-    quantize(opened(folder), INT4, name, again, spoken)
-    assert again.read_bytes() == files[name].read_bytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+def test_a_file_has_every_matrix(name: str, folder: Path, files: dict[str, Path]) -> None:
     made = opened(folder, files[name])
     assert made.quantized is not None
     assert set(made.quantized.formats) == {one for one in made.tensors if family("voxtral").linear(one)}
@@ -79,6 +74,12 @@ def test_a_file_has_every_matrix_and_the_same_bytes_each_time(
         rounded = stored.Rounded(one, weights).rows(0, made.tensors[one].shape[0])
         exact = weights.source(one).rows(0, made.tensors[one].shape[0])
         assert np.linalg.norm(rounded - exact) < 0.2 * np.linalg.norm(exact)
+
+
+def test_a_file_is_the_same_bytes_each_time(folder: Path, spoken: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    quantize(opened(folder), INT4, "awq-gptq", tmp_path / "again", spoken)
+    assert (tmp_path / "again").read_bytes() == files["awq-gptq"].read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
 def logits(checkpoint: Checkpoint) -> Any:
@@ -132,7 +133,7 @@ def test_a_build_stores_what_was_made_and_says_so(folder: Path, files: dict[str,
     import gguf
 
     out = tmp_path / "out"
-    build(folder, out, targets=("onnx", "gguf"), recipe="int4", quantized=files["gptq"], verify=False)
+    build(folder, out, targets=("gguf",), recipe="int4", quantized=files["gptq"], verify=False)
     manifest = manifests.read(out)
     assert manifest.recipe["quantizer"] == "gptq"
     assert manifest.quantized == manifests.file_entry(files["gptq"].parent, files["gptq"])
@@ -145,10 +146,63 @@ def test_a_build_stores_what_was_made_and_says_so(folder: Path, files: dict[str,
     assert np.array_equal(blocks.reshape(48, 2, 18)[..., :2].copy().view(np.float16)[..., 0], scales)
 
 
-@pytest.mark.parametrize("name", ["mse", "hqq"])
-def test_one_without_inputs_is_asked_for_by_name(name: str, folder: Path, tmp_path: Path) -> None:
-    build(folder, tmp_path / "out", recipe="int4", quantizer=name, verify=False)
-    assert manifests.read(tmp_path / "out").recipe["quantizer"] == name
+def integers(checkpoint: Checkpoint, quantizer: str, name: str) -> QuantizedRows:
+    """The first rows of a matrix under a quantizer."""
+    return next(iter(weights_of(checkpoint, replace(INT4, quantizer=quantizer)).quantized(name).blocks()))
+
+
+MATRICES = {
+    "encoder": "model.audio_tower.layers.0.fc1.weight",
+    "projector": "model.multi_modal_projector.linear_1.weight",
+    "embedding": "model.language_model.embed_tokens.weight",
+    "decoder": "model.language_model.layers.0.mlp.down_proj.weight",
+    "lm_head": "lm_head.weight",
+}
+
+
+def test_each_part_gets_its_quantizer_in_a_build(folder: Path, tmp_path: Path) -> None:
+    asked = "hqq, lm_head = mse,encoder=nearest"
+    build(folder, tmp_path / "out", targets=("gguf",), recipe="int4", quantizer=asked, verify=False)
+    said = manifests.read(tmp_path / "out").recipe["quantizer"]
+    assert said == "hqq,encoder=nearest,lm_head=mse"
+    for part, name in MATRICES.items():
+        by = {"encoder": "nearest", "lm_head": "mse"}.get(part, "hqq")
+        found = {one: integers(opened(folder), one, name) for one in (said, by, *quantizers.AT_ONCE)}
+        same = {one for one, other in found.items() if np.array_equal(other.scales, found[said].scales)}
+        assert same == {said, by}
+
+
+def test_each_part_gets_its_quantizer_in_a_file(
+    folder: Path, spoken: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    quantize(opened(folder), INT4, "encoder=gptq,decoder=hqq", tmp_path / "out", spoken)
+    mixed, gptq = opened(folder, tmp_path / "out"), opened(folder, files["gptq"])
+    said = quantized.quantizer_of(tmp_path / "out")
+    for part, by in {"projector": "nearest", "decoder": "hqq", "lm_head": "nearest"}.items():
+        assert np.array_equal(
+            integers(mixed, said, MATRICES[part]).codes, integers(opened(folder), by, MATRICES[part]).codes
+        )
+    assert np.array_equal(
+        integers(mixed, said, MATRICES["encoder"]).codes, integers(gptq, "gptq", MATRICES["encoder"]).codes
+    )
+    with pytest.raises(RecipeError, match="'encoder=gptq,decoder=hqq' has to see"):
+        build(folder, tmp_path / "bundle", recipe="int4", quantizer=said)
+    with pytest.raises(RecipeError, match="is of quantizer 'encoder=gptq,decoder=hqq', not 'gptq'"):
+        build(folder, tmp_path / "bundle", recipe="int4", quantizer="gptq", quantized=tmp_path / "out")
+
+
+def test_a_tied_head_of_other_integers_is_not_the_embedding(tmp_path: Path) -> None:
+    """One table would be stored for both where a format can."""
+    made = checkpoints.model(checkpoints.tiny_config(audio=AUDIO), tied=True)
+    tied = opened(checkpoints.save_memory(tmp_path / "tied", made))
+    assert tied.tied
+    apart = {"nearest": False, "lm_head=mse": True, "embedding=hqq,lm_head=hqq": False, "encoder=mse": False}
+    for quantizer, expected in apart.items():
+        assert weights_of(tied, replace(RECIPES["int8"], quantizer=quantizer)).tied is not expected
+    assert weights_of(tied, RECIPES["q6_k"]).tied
+    measured = replace(tied, imatrix=Imatrix(tied.source.files[0], {MATRICES["lm_head"]: np.ones(48, np.float32)}))
+    assert weights_of(measured, RECIPES["int8"]).tied
+    assert not weights_of(measured, replace(RECIPES["int8"], quantizer="mse")).tied
 
 
 def test_mse_is_weighed_by_a_calibration(folder: Path, spoken: Path, tmp_path: Path) -> None:
@@ -175,6 +229,24 @@ def test_mse_is_weighed_by_a_calibration(folder: Path, spoken: Path, tmp_path: P
             "int4",
             {"quantizer": "gptq"},
             r"'gptq' has to see .*ossicle quantize CHECKPOINT --quantizer gptq --quant int4",
+        ),
+        (
+            "int4",
+            {"quantizer": "head=mse"},
+            r"part 'head' is unknown.*parts: encoder, projector, embedding, decoder, lm_head",
+        ),
+        ("int4", {"quantizer": "decoder=mse,decoder=hqq"}, "says twice what decoder gets"),
+        ("int4", {"quantizer": "mse,hqq"}, "says twice what every part gets"),
+        ("int4", {"quantizer": "decoder="}, r"quantizer '' is unknown"),
+        (
+            "int4",
+            {"quantizer": "embedding=gptq"},
+            r"looked up .*'gptq' has no meaning for it \(possible: nearest, mse, hqq",
+        ),
+        (
+            "q4_k_m",
+            {"quantizer": "decoder=mse"},
+            r"no meaning for the decoder of recipe 'q4_k_m', which stores Q4_K, Q6_K",
         ),
         ("int8", {"quantized": "gptq"}, r"made for recipe 'int4'.*Build with --quant int4"),
         ("int4", {"quantized": "gptq", "quantizer": "awq"}, r"is of quantizer 'gptq', not 'awq'"),
