@@ -1,4 +1,4 @@
-"""The cells of a sweep: a recipe in a target's format on an engine, what was found of it, and the files that keep that.
+"""The cells of a sweep: a recipe by a quantizer in a target's format on an engine; what was found, and the files that keep it.
 
 A cell has two files under the sweep's folder, written whole or not at all: `proofs/CELL.json` with its size and how it compares
 with the original, `speeds/CELL.json` with what running it takes. Each holds a key over everything that decided it.
@@ -25,14 +25,20 @@ class Cell:
     recipe: str
     target: str
     engine: str
+    quantizer: str = "nearest"
+
+    @property
+    def build(self) -> str:
+        """Of the build that all targets of a recipe and quantizer share."""
+        return self.recipe if self.quantizer == "nearest" else f"{self.recipe}+{self.quantizer}"
 
     @property
     def name(self) -> str:
         """Of its files."""
-        return f"{self.recipe}.{self.target}.{self.engine}"
+        return f"{self.build}.{self.target}.{self.engine}"
 
     def __str__(self) -> str:
-        return f"{self.recipe} in {self.target} on {self.engine}"
+        return f"{self.build} in {self.target} on {self.engine}"
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_build import Adapters, Speech
+from .cli_build import Adapters, Measured, Speech
 from .cli_common import Json, app, complain, guarded, needs_build_extra, print_json
 
 if TYPE_CHECKING:
-    from .sweep import Plan, Swept
+    from .sweep import Swept
 
 
 @app.command(epilog="Example: ossicle sweep ./voxtral --quant int8,int4,q4_k_m --target onnx,openvino,gguf --out sweep")
@@ -22,8 +22,23 @@ def sweep(
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="LIST", help="Engines; by default each target's own.")
     ] = None,
+    quantizer: Annotated[
+        str | None,
+        typer.Option(
+            "--quantizer", metavar="LIST", help="How integers are found: nearest, mse, hqq, gptq, awq, awq-gptq."
+        ),
+    ] = None,
+    imatrix: Measured = None,
     adapter: Adapters = None,
     speech: Speech = None,
+    heard: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration-speech",
+            metavar="LIST",
+            help="Recordings that gptq and awq make integers on: others than those of --speech. By default those shipped.",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Builds and proofs side by side.")] = 1,
     executor: Annotated[
         str, typer.Option("--executor", help="Who builds and proves: processes of this machine, or ray.")
@@ -36,15 +51,25 @@ def sweep(
     """Build, prove and measure every recipe in every target; go on after a kill; report."""
     needs_build_extra("a sweep")
     from .cli_progress import Bars
-    from .sweep import check_words, document, facts
+    from .sweep import document, facts
     from .sweep import sweep as swept_of
     from .sweep_jobs import Crew
+    from .sweep_plan import Plan, check_words
 
     crew = Crew(executor, workers, address)
     crew.check()
-    recipes, targets, engines = listed(quant), listed(target), listed(engine or "")
-    check_words(recipes, targets, engines)
-    plan = _plan(checkpoint, recipes, targets, engines, adapter or [], speech)
+    plan = Plan(
+        _absolute(checkpoint),
+        listed(quant),
+        listed(target),
+        listed(engine or ""),
+        listed(quantizer or ""),
+        _merged(adapter or []),
+        _file(speech),
+        _file(heard),
+        _file(imatrix),
+    )
+    check_words(plan)
     with Bars() as bars:
         swept = swept_of(plan, out, crew=crew, timed=not no_speed, retry_failed=retry_failed, progress=bars)
     if as_json:
@@ -62,21 +87,14 @@ def listed(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
-def _plan(
-    checkpoint: str,
-    recipes: tuple[str, ...],
-    targets: tuple[str, ...],
-    engines: tuple[str, ...],
-    adapters: list[str],
-    speech: Path | None,
-) -> "Plan":
+def _merged(adapters: list[str]) -> tuple[tuple[str, float], ...]:
     from .lora import parse_adapter
-    from .sweep import Plan
 
-    merged = tuple((_absolute(str(one.location)), one.weight) for one in map(parse_adapter, adapters))
-    return Plan(
-        _absolute(checkpoint), recipes, targets, engines, merged, None if speech is None else str(speech.absolute())
-    )
+    return tuple((_absolute(str(one.location)), one.weight) for one in map(parse_adapter, adapters))
+
+
+def _file(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
 
 
 def _absolute(location: str) -> str:

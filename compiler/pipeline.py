@@ -94,7 +94,7 @@ def build(
     chosen = named_recipe(recipe) if isinstance(recipe, str) else recipe
     chosen = quantizers.chosen(chosen, quantizer, quantized)
     assigned = assign(targets, chosen)
-    _check_imatrix(chosen, imatrix)
+    check_imatrix(chosen, imatrix)
     options = _options(targets, chosen, split_bytes, engines, coreml_context)
     opened = open_checkpoint(checkpoint, adapters=adapters, imatrix=imatrix, quantized=quantized)
     if opened.quantized:
@@ -188,15 +188,6 @@ def check(
     return verified
 
 
-def _check_imatrix(recipe: Recipe, imatrix: Path | None) -> None:
-    """Refuse one that would have no effect."""
-    if imatrix and not _has_blocks(recipe) and "mse" not in Choice.of(recipe.quantizer).quantizers:
-        using = ", ".join(name for name, one in RECIPES.items() if _has_blocks(one))
-        raise RecipeError(
-            f"recipe '{recipe.name}' has no use for an imatrix (these have: {using}; and integers with --quantizer mse)"
-        )
-
-
 def _options(
     targets: Sequence[str],
     recipe: Recipe,
@@ -239,6 +230,24 @@ def _inputs(
         "targets": {name: list(stages) for name, stages in assigned.items()},
         "tools": tools(assigned),
     }
+
+
+def weighs(recipe: Recipe) -> bool:
+    """Whether a recipe has a use for measured activations."""
+    return _has_blocks(recipe) or "mse" in Choice.of(recipe.quantizer).quantizers
+
+
+def check_imatrix(recipe: Recipe, imatrix: Path | None) -> None:
+    """Refuse one that would have no effect.
+
+    Raises:
+        RecipeError: naming the recipes that have a use for it.
+    """
+    if imatrix and not weighs(recipe):
+        using = ", ".join(name for name, one in RECIPES.items() if _has_blocks(one))
+        raise RecipeError(
+            f"recipe '{recipe.name}' has no use for an imatrix (these have: {using}; and integers with --quantizer mse)"
+        )
 
 
 def tools(targets: Iterable[str]) -> dict[str, str]:

@@ -117,7 +117,7 @@ def _figure(
     y: Axis,
 ) -> str:
     points = [
-        Point(across, up, one.cell.recipe, targets.index(one.cell.target), _title(one, across, up, x, y))
+        Point(across, up, one.cell.build, targets.index(one.cell.target), _title(one, across, up, x, y))
         for one in found
         if (across := x_of(one)) is not None and (up := y_of(one)) is not None
     ]
@@ -156,7 +156,7 @@ def _names(found: Sequence[Found]) -> dict[int, str]:
 
 
 def _name(cell: Cell, several: bool) -> str:
-    return f"{cell.recipe} {cell.target}" + (f" {cell.engine}" if several else "")
+    return f"{cell.build} {cell.target}" + (f" {cell.engine}" if several else "")
 
 
 def _sizes(folder: Path) -> dict[str, int]:

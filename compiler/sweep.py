@@ -1,4 +1,4 @@
-"""The grid of builds and measurements: every recipe in every target on every engine, and what it is worth.
+"""The grid of builds and measurements: every recipe by every quantizer in every target on every engine, and what it is worth.
 
     plan -> the original's readings -> a build and its proofs per recipe, side by side -> speeds, one at a time -> the report
 
@@ -12,86 +12,17 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..targets import registry
-from ..targets.contract import Progress, RecipeError, SweepError
-from ..targets.recipes import recipe as named_recipe
+from ..targets.contract import Progress, SweepError
 from . import cells, reference, report_html, speed
-from . import speech as recordings
 from .cells import Cell, Found, Proof, write_whole
-from .checkpoint import Checkpoint, open_checkpoint
-from .lora import AdapterSpec
 from .speech import Speech
 from .sweep_jobs import ORIGINAL, Crew, finished
+from .sweep_plan import NAME, Keys, Plan
 
-NAME = "sweep.json"
 TELL = logging.getLogger("ossicle")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a sweep is asked for. Paths are absolute: its workers have working folders of their own."""
-
-    checkpoint: str
-    recipes: tuple[str, ...]
-    targets: tuple[str, ...]
-    engines: tuple[str, ...] = ()  # none: each target's own
-    adapters: tuple[tuple[str, float], ...] = ()
-    speech: str | None = None
-    version: int = cells.VERSION
-
-    @cached_property
-    def grid(self) -> tuple[tuple[Cell, ...], Mapping[Cell, str]]:
-        """The cells that can be, and those that cannot with the reason."""
-        possible: list[Cell] = []
-        refused: dict[Cell, str] = {}
-        for recipe in map(named_recipe, self.recipes):
-            for target in self.targets:
-                found = [Cell(recipe.name, target, engine) for engine in engines_of(target, self.engines)]
-                try:
-                    registry.target(target).check(recipe)
-                    possible += found
-                except RecipeError as reason:
-                    refused |= dict.fromkeys(found, str(reason))
-        return tuple(possible), refused
-
-    def open(self) -> Checkpoint:
-        """The checkpoint with its adapters merged."""
-        return open_checkpoint(self.checkpoint, adapters=self.merged())
-
-    def merged(self) -> list[AdapterSpec]:
-        """The adapters to merge."""
-        return [AdapterSpec(path, weight) for path, weight in self.adapters]
-
-    def recordings(self) -> Speech:
-        """The recordings that cells are compared on."""
-        return recordings.load(Path(self.speech) if self.speech else recordings.shipped())
-
-
-@dataclass(frozen=True)
-class Keys:
-    """What decides the figures of a sweep's cells, beside the cell itself."""
-
-    source: Any
-    speech: str
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, speech: Speech) -> "Keys":
-        adapters = [asdict(adapter) for adapter in checkpoint.adapters]
-        return cls([asdict(checkpoint.source), adapters], speech.sha256)
-
-    def proof(self, cell: Cell) -> str:
-        """The key of a cell's proof."""
-        tools = {"ossicle": __version__, **registry.tools([cell.target])}
-        return cells.key(self.source, self.speech, asdict(cell), asdict(named_recipe(cell.recipe)), tools)
-
-    def speed(self, cell: Cell, machine: Mapping[str, Any]) -> str:
-        """The key of a cell's speed on a machine."""
-        return cells.key(self.proof(cell), machine)
 
 
 @dataclass(frozen=True)
@@ -130,9 +61,9 @@ def sweep(
     possible, refused = plan.grid
     if not possible:
         raise SweepError(f"no cell of the sweep is possible: {'; '.join(refused.values())}")
-    checkpoint, speech = plan.open(), plan.recordings()
+    checkpoint, speech = plan.open(imatrix=plan.weighing), plan.recordings()
     reference.check_memory(checkpoint)
-    keys = Keys.of(checkpoint, speech)
+    keys = Keys.of(plan, checkpoint, speech)
     with _alone(out):
         write_whole(out / NAME, json.dumps(asdict(plan), indent=1) + "\n")
         before = set(_proved(out, possible, keys, retry_failed))
@@ -143,31 +74,6 @@ def sweep(
         page = report_html.write_sweep(out, checkpoint.name, found, refused, speech, machine)
         write_whole(out / "results.json", json.dumps(document(found, refused, machine), indent=1) + "\n")
     return Swept(found, refused, page, len(before - measured))
-
-
-def engines_of(target: str, asked: Sequence[str]) -> list[str]:
-    """The engines of those asked for that run a target's artifacts; its own where none is asked for."""
-    own = registry.ENGINES[target]
-    return [engine for engine in asked if engine.partition("-")[0] == own] if asked else [own]
-
-
-def check_words(recipes: Sequence[str], targets: Sequence[str], engines: Sequence[str]) -> None:
-    """Refuse words that name nothing, before any work is done.
-
-    Raises:
-        RecipeError: a recipe or target is unknown.
-        SweepError: an engine runs none of the targets.
-    """
-    for recipe in recipes:
-        named_recipe(recipe)
-    for target in targets:
-        registry.target(target)
-    idle = [engine for engine in engines if not any(engines_of(target, [engine]) for target in targets)]
-    if idle:
-        possible = ", ".join(registry.ENGINES[target] for target in targets)
-        raise SweepError(
-            f"engine '{idle[0]}' runs none of the targets (their engines: {possible}). See: ossicle doctor"
-        )
 
 
 def document(found: Sequence[Found], refused: Mapping[Cell, str], machine: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +111,7 @@ def _proved(out: Path, possible: Sequence[Cell], keys: Keys, retry_failed: bool)
 
 
 def _prove(out: Path, missing: Sequence[Cell], keys: Keys, crew: Crew, progress: Progress | None) -> None:
-    """Have workers build and prove what is missing; a recipe whose worker died fails with the reason."""
+    """Have workers build and prove what is missing; a build whose worker died fails with the reason."""
     if not missing:
         return
     if progress:
@@ -215,8 +121,8 @@ def _prove(out: Path, missing: Sequence[Cell], keys: Keys, crew: Crew, progress:
             raise SweepError(f"the original could not be read: {reason}")
     for cell in missing:  # what is kept of it is old
         (out / "proofs" / f"{cell.name}.json").unlink(missing_ok=True)
-    for recipe, reason in finished(out, list(dict.fromkeys(cell.recipe for cell in missing)), crew):
-        for cell in (one for one in missing if one.recipe == recipe):
+    for build, reason in finished(out, list(dict.fromkeys(cell.build for cell in missing)), crew):
+        for cell in (one for one in missing if one.build == build):
             if cells.read_proof(out, cell, keys.proof(cell)) is None:
                 cells.write_proof(out, cell, keys.proof(cell), Proof(reason or "its worker left no proof"))
             _tell(cell, cells.read_proof(out, cell, keys.proof(cell)))

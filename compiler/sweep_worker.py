@@ -1,4 +1,4 @@
-"""The process that does a job of a sweep: `python -m ossicle.compiler.sweep_worker OUT JOB`, JOB a recipe or ":original".
+"""The process that does a job of a sweep: `python -m ossicle.compiler.sweep_worker OUT JOB`, JOB a build or ":original".
 
 It writes cells and readings, each whole or not at all. Exit status 0, or 1 with the reason on standard error.
 """
@@ -10,21 +10,20 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..targets import manifest as manifests
 from ..targets import registry
-from ..targets.contract import OssicleError
-from ..targets.recipes import recipe as named_recipe
-from . import cells, pipeline, reference, report, report_html, stored, verify
+from ..targets.contract import OssicleError, Recipe
+from . import cells, pipeline, quantize_on_speech, reference, report, report_html, stored, verify
 from .cells import Cell, Proof
 from .checkpoint import Checkpoint
 from .figures import Verification
 from .speech import Speech
-from .sweep import NAME, Keys, Plan
 from .sweep_jobs import ORIGINAL
+from .sweep_plan import NAME, Keys, Plan, on_inputs, recipe_of
 
 
 def read_original(plan: Plan, out: Path) -> None:
@@ -33,29 +32,48 @@ def read_original(plan: Plan, out: Path) -> None:
         pass
 
 
-def prove(plan: Plan, out: Path, recipe: str) -> None:
-    """Build a recipe's bundle and prove its cells that have no proof yet, one by one."""
-    checkpoint, speech = plan.open(), plan.recordings()
-    keys = Keys.of(checkpoint, speech)
-    mine = [cell for cell in plan.grid[0] if cell.recipe == recipe]
-    missing = [cell for cell in mine if cells.read_proof(out, cell, keys.proof(cell)) is None]
+def prove(plan: Plan, out: Path, build: str) -> None:
+    """Build a bundle and prove its cells that have no proof yet, one by one. A build is a recipe by a quantizer."""
+    mine = [cell for cell in plan.grid[0] if cell.build == build]
+    made = Made.of(plan, out, mine[0])
+    missing = [cell for cell in mine if cells.read_proof(out, cell, made.keys.proof(cell)) is None]
     targets = list(dict.fromkeys(cell.target for cell in mine))
-    for target, built in bundles(plan, checkpoint, out, recipe, targets):
+    for target, built in bundles(made, out, build, targets):
         for cell in (one for one in missing if one.target == target):
-            found = Proof(built) if isinstance(built, str) else _proof(plan, out, checkpoint, cell, built)
-            cells.write_proof(out, cell, keys.proof(cell), found)
-    _mark(out, speech, {cell: cells.read_proof(out, cell, keys.proof(cell)) for cell in mine})
+            found = Proof(built) if isinstance(built, str) else _proof(made, out, cell, built)
+            cells.write_proof(out, cell, made.keys.proof(cell), found)
+    _mark(out, plan.recordings(), {cell: cells.read_proof(out, cell, made.keys.proof(cell)) for cell in mine})
 
 
-def bundles(
-    plan: Plan, checkpoint: Checkpoint, out: Path, recipe: str, targets: Sequence[str]
-) -> Iterator[tuple[str, Path | str]]:
+@dataclass(frozen=True)
+class Made:
+    """What a build is made of: its plan, its recipe, files beside the checkpoint, and the checkpoint opened with them."""
+
+    plan: Plan
+    keys: Keys
+    recipe: Recipe
+    checkpoint: Checkpoint
+    imatrix: Path | None
+    quantized: Path | None
+
+    @classmethod
+    def of(cls, plan: Plan, out: Path, cell: Cell) -> "Made":
+        """That of a cell's build; integers that are made on recordings are made first, unless they stand there."""
+        recipe, checkpoint = recipe_of(cell), plan.open(imatrix=plan.weighing)
+        keys = Keys.of(plan, checkpoint, plan.recordings())
+        imatrix, quantized = plan.imatrix_of(recipe), _integers(plan, keys, out, cell) if on_inputs(cell) else None
+        if (imatrix, quantized) != (plan.weighing, None):
+            checkpoint = plan.open(imatrix=imatrix, quantized=quantized)
+        return cls(plan, keys, recipe, checkpoint, imatrix, quantized)
+
+
+def bundles(made: Made, out: Path, build: str, targets: Sequence[str]) -> Iterator[tuple[str, Path | str]]:
     """Each target with the bundle that holds it, or with the reason why there is none.
 
-    All of a recipe's targets are built together; where that fails, each by itself.
+    All targets are built together; where that fails, each by itself.
     """
     try:
-        together = _bundle(plan, checkpoint, out / "bundles" / recipe, recipe, targets)
+        together = _bundle(made, out / "bundles" / build, targets)
     except OssicleError as reason:
         if len(targets) == 1:
             yield targets[0], _said(reason)
@@ -65,36 +83,59 @@ def bundles(
         return
     for target in targets:
         try:
-            yield target, _bundle(plan, checkpoint, out / "bundles" / f"{recipe}.{target}", recipe, [target])
+            yield target, _bundle(made, out / "bundles" / f"{build}.{target}", [target])
         except OssicleError as reason:
             yield target, _said(reason)
 
 
-def _bundle(plan: Plan, checkpoint: Checkpoint, folder: Path, recipe: str, targets: Sequence[str]) -> Path:
-    if not _stands(checkpoint, folder, recipe, targets):
-        merged = plan.merged()
+def _integers(plan: Plan, keys: Keys, out: Path, cell: Cell) -> Path:
+    """The file of a build's integers; older ones of the same build are removed."""
+    file = out / "quantized" / f"{cell.build}.{keys.integers(cell)[:16]}.safetensors"
+    if not file.is_file():
+        for old in file.parent.glob(f"{cell.build}.*.safetensors"):
+            old.unlink()
+        heard = Path(plan.heard) if plan.heard else None
+        quantize_on_speech.quantize(plan.open(), recipe_of(cell), cell.quantizer, file, heard)
+    return file
+
+
+def _bundle(made: Made, folder: Path, targets: Sequence[str]) -> Path:
+    if not _stands(made, folder, targets):
         pipeline.build(
-            plan.checkpoint, folder, targets=targets, recipe=recipe, adapters=merged, verify=False, force=True
+            made.plan.checkpoint,
+            folder,
+            targets=targets,
+            recipe=made.recipe,
+            adapters=made.plan.merged(),
+            quantized=made.quantized,
+            imatrix=made.imatrix,
+            verify=False,
+            force=True,
         )
     return folder
 
 
-def _stands(checkpoint: Checkpoint, folder: Path, recipe: str, targets: Sequence[str]) -> bool:
+def _stands(made: Made, folder: Path, targets: Sequence[str]) -> bool:
     """Whether a bundle of exactly this stands there."""
     if not (folder / manifests.NAME).is_file():
         return False
-    held = manifests.read(folder)
-    chosen = json.loads(json.dumps(asdict(named_recipe(recipe))))
-    same = (held.source, held.adapters, held.recipe) == (checkpoint.source, checkpoint.adapters, chosen)
+    held, checkpoint = manifests.read(folder), made.checkpoint
+    files = [one.file if one else None for one in (checkpoint.imatrix, checkpoint.quantized)]
+    same = (held.source, held.adapters, held.imatrix, held.quantized) == (
+        checkpoint.source,
+        checkpoint.adapters,
+        *files,
+    )
     built = {one.target for one in held.artifacts if one.stage == "decoder"}
-    return same and built >= set(targets) and held.tools == pipeline.tools({one.target for one in held.artifacts})
+    tools = held.tools == pipeline.tools({one.target for one in held.artifacts})
+    return same and tools and held.recipe == json.loads(json.dumps(asdict(made.recipe))) and built >= set(targets)
 
 
-def _proof(plan: Plan, out: Path, checkpoint: Checkpoint, cell: Cell, bundle: Path) -> Proof:
-    speech = Path(plan.speech) if plan.speech else None
+def _proof(made: Made, out: Path, cell: Cell, bundle: Path) -> Proof:
+    speech = Path(made.plan.speech) if made.plan.speech else None
     try:
         found = verify.verify(
-            bundle, checkpoint, speech=speech, cache=out / "original", engine=cell.engine, target=cell.target
+            bundle, made.checkpoint, speech=speech, cache=out / "original", engine=cell.engine, target=cell.target
         )
     except OssicleError as reason:
         return Proof(_said(reason))

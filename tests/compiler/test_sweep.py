@@ -15,8 +15,8 @@ import soundfile
 from ossicle.compiler import cells, cli, speed, sweep, sweep_jobs
 from ossicle.compiler.cells import Cell, Proof, Speed
 from ossicle.compiler.figures import Comparison, Said, judge
-from ossicle.compiler.sweep import Plan
 from ossicle.compiler.sweep_jobs import Crew
+from ossicle.compiler.sweep_plan import Keys, Plan
 from ossicle.targets.contract import SweepError, Thresholds
 from ossicle.targets.probe import Answer, Report
 from ossicle.tests import checkpoints
@@ -145,7 +145,7 @@ def _others_are_done_again(plan: Plan, out: Path) -> None:
     other = Path(str(plan.speech)).with_name("other.jsonl")
     other.write_text(json.dumps({"file": "a.wav", "text": "another word"}))
     changed = replace(plan, speech=str(other))
-    keys = sweep.Keys.of(changed.open(), changed.recordings())
+    keys = Keys.of(changed, changed.open(), changed.recordings())
     assert all(cells.read_proof(out, cell, keys.proof(cell)) is None for cell in plan.grid[0])
 
 

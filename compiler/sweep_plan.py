@@ -1,0 +1,172 @@
+"""What a sweep is asked for: its grid of cells, the files that its builds take, and what decides each cell's figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..targets import registry
+from ..targets.contract import Recipe, RecipeError, SweepError
+from ..targets.recipes import recipe as named_recipe
+from . import cells, pipeline, quantizers
+from . import speech as recordings
+from .cells import Cell
+from .checkpoint import Checkpoint, open_checkpoint
+from .lora import AdapterSpec
+from .quantizers import Choice
+from .speech import Speech
+
+NAME = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is asked for. Paths are absolute: its workers have working folders of their own.
+
+    `engines` and `quantizers`: where there are none, each target's and each recipe's own. `speech` lists the recordings that
+    cells are compared on, `heard` those that integers are made on; by default both are the shipped ones.
+    """
+
+    checkpoint: str
+    recipes: tuple[str, ...]
+    targets: tuple[str, ...]
+    engines: tuple[str, ...] = ()
+    quantizers: tuple[str, ...] = ()
+    adapters: tuple[tuple[str, float], ...] = ()
+    speech: str | None = None
+    heard: str | None = None
+    imatrix: str | None = None
+    version: int = cells.VERSION
+
+    @cached_property
+    def grid(self) -> tuple[tuple[Cell, ...], Mapping[Cell, str]]:
+        """The cells that can be, and those that cannot with the reason."""
+        possible: list[Cell] = []
+        refused: dict[Cell, str] = {}
+        for recipe in map(named_recipe, self.recipes):
+            for quantizer in self.quantizers or (recipe.quantizer,):
+                for target in self.targets:
+                    engines = engines_of(target, self.engines)
+                    found = [Cell(recipe.name, target, engine, quantizer) for engine in engines]
+                    if reason := _refusal(recipe, quantizer, target):
+                        refused |= dict.fromkeys(found, reason)
+                    else:
+                        possible += found
+        return tuple(possible), refused
+
+    @property
+    def weighing(self) -> Path | None:
+        """The file of measured activations that is given."""
+        return Path(self.imatrix) if self.imatrix else None
+
+    def imatrix_of(self, recipe: Recipe) -> Path | None:
+        """The file of measured activations, where a recipe has a use for it."""
+        return self.weighing if pipeline.weighs(recipe) else None
+
+    def open(self, *, imatrix: Path | None = None, quantized: Path | None = None) -> Checkpoint:
+        """The checkpoint with its adapters merged."""
+        return open_checkpoint(self.checkpoint, adapters=self.merged(), imatrix=imatrix, quantized=quantized)
+
+    def merged(self) -> list[AdapterSpec]:
+        """The adapters to merge."""
+        return [AdapterSpec(path, weight) for path, weight in self.adapters]
+
+    def recordings(self) -> Speech:
+        """The recordings that cells are compared on."""
+        return _listed(self.speech)
+
+    def calibration(self) -> Speech:
+        """The recordings that integers are made on."""
+        return _listed(self.heard)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What decides the figures of a sweep's cells, beside the cell itself: digests, None where there is no such file."""
+
+    source: Any
+    speech: str
+    heard: str | None = None
+    imatrix: str | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, checkpoint: Checkpoint, speech: Speech) -> "Keys":
+        """Those of a plan, whose checkpoint is opened with the plan's imatrix."""
+        adapters = [asdict(adapter) for adapter in checkpoint.adapters]
+        heard = plan.calibration().sha256 if any(map(on_inputs, plan.grid[0])) else None
+        weighed = checkpoint.imatrix.file.sha256 if checkpoint.imatrix else None
+        return cls([asdict(checkpoint.source), adapters], speech.sha256, heard, weighed)
+
+    def proof(self, cell: Cell) -> str:
+        """The key of a cell's proof."""
+        return cells.key(self.source, self.speech, asdict(cell), *self._made(cell), self._tools([cell.target]))
+
+    def integers(self, cell: Cell) -> str:
+        """The key of the integers that a cell's build is made of."""
+        return cells.key(self.source, *self._made(cell), pipeline.tools(()))
+
+    def speed(self, cell: Cell, machine: Mapping[str, Any]) -> str:
+        """The key of a cell's speed on a machine."""
+        return cells.key(self.proof(cell), machine)
+
+    def _made(self, cell: Cell) -> tuple[Any, ...]:
+        recipe = recipe_of(cell)
+        heard = self.heard if on_inputs(cell) else None
+        return asdict(recipe), heard, self.imatrix if pipeline.weighs(recipe) else None
+
+    def _tools(self, targets: Sequence[str]) -> dict[str, str]:
+        return {"ossicle": __version__, **registry.tools(targets)}
+
+
+def recipe_of(cell: Cell) -> Recipe:
+    """The recipe of a cell, with its quantizer."""
+    return replace(named_recipe(cell.recipe), quantizer=cell.quantizer)
+
+
+def on_inputs(cell: Cell) -> bool:
+    """Whether a cell's integers are made on recordings, before its build."""
+    return Choice.of(cell.quantizer).on_inputs
+
+
+def engines_of(target: str, asked: Sequence[str]) -> list[str]:
+    """The engines of those asked for that run a target's artifacts; its own where none is asked for."""
+    own = registry.ENGINES[target]
+    return [engine for engine in asked if engine.partition("-")[0] == own] if asked else [own]
+
+
+def check_words(plan: Plan) -> None:
+    """Refuse words that name nothing, and an imatrix that nothing makes use of, before any work is done.
+
+    Raises:
+        RecipeError: a recipe, target or quantizer is unknown, or the imatrix would have no effect.
+        SweepError: an engine runs none of the targets.
+    """
+    recipes = [named_recipe(name) for name in plan.recipes]
+    for target in plan.targets:
+        registry.target(target)
+    for name in plan.quantizers:
+        Choice.of(name)
+    idle = [engine for engine in plan.engines if not any(engines_of(target, [engine]) for target in plan.targets)]
+    if idle:
+        possible = ", ".join(registry.ENGINES[target] for target in plan.targets)
+        raise SweepError(
+            f"engine '{idle[0]}' runs none of the targets (their engines: {possible}). See: ossicle doctor"
+        )
+    if recipes and not any(pipeline.weighs(recipe_of(cell)) for cell in plan.grid[0]):
+        pipeline.check_imatrix(recipes[0], plan.weighing)
+
+
+def _refusal(recipe: Recipe, quantizer: str, target: str) -> str | None:
+    """Why a recipe cannot be made by a quantizer for a target; None: it can."""
+    try:
+        quantizers.checked(recipe, quantizer)
+        registry.target(target).check(recipe)
+    except RecipeError as reason:
+        return str(reason)
+    return None
+
+
+def _listed(path: str | None) -> Speech:
+    return recordings.load(Path(path) if path else recordings.shipped())
