@@ -20,6 +20,9 @@ def push(
         str | None, typer.Option("--base-model", metavar="ORG/NAME", help="For the card: what it was built from.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a repository that only you see.")] = False,
+    no_audio: Annotated[
+        bool, typer.Option("--no-audio", help="Leave the recordings out of verification.html; the texts stay.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be uploaded, and the card.")] = False,
     allow_failed: Annotated[
         bool, typer.Option("--allow-failed", help="Upload a bundle that failed verification, or had none.")
@@ -30,7 +33,9 @@ def push(
     from .push import prepare
     from .push import push as upload_to
 
-    upload = prepare(bundle, repository, license_=license_, base=base_model, allow_failed=allow_failed)
+    upload = prepare(
+        bundle, repository, license_=license_, base=base_model, audio=not no_audio, allow_failed=allow_failed
+    )
     address = None if dry_run else upload_to(upload, private=private)
     if as_json:
         files = [{"path": path, "bytes": size} for path, size in upload.files]

@@ -1,27 +1,34 @@
 """A bundle on the Hugging Face hub: its files with a model card, uploaded where the user named a repository."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..targets import manifest as manifests
 from ..targets.contract import PushError
 from .card import card
+from .report_clips import silenced
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_REPORTS = ("verification.md", "verification.html", "verification.json")
+_PAGE = "verification.html"  # which lets recordings be heard
+_REPORTS = ("verification.md", _PAGE, "verification.json")
 CARD = "README.md"
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes to a repository: files by their path there, with sizes, and the card's text."""
+    """What goes to a repository: files by their path there, with sizes, and the card's text.
+
+    `changed` has the content of those files that go otherwise than the bundle has them.
+    """
 
     bundle: Path
     repository: str
     files: tuple[tuple[str, int], ...]
     card: str
+    changed: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def size(self) -> int:
@@ -30,9 +37,17 @@ class Upload:
 
 
 def prepare(
-    bundle: Path, repository: str, *, license_: str | None = None, base: str | None = None, allow_failed: bool = False
+    bundle: Path,
+    repository: str,
+    *,
+    license_: str | None = None,
+    base: str | None = None,
+    audio: bool = True,
+    allow_failed: bool = False,
 ) -> Upload:
     """What would be uploaded of a bundle: all that its manifest lists, checked, the manifest and the reports.
+
+    Without `audio` the page of the verification goes without the recordings that it lets hear.
 
     Raises:
         PushError: the repository's name is none, or the bundle failed verification or was never verified.
@@ -46,8 +61,9 @@ def prepare(
         _check_verified(bundle, manifest)
     listed = {file.path for file in manifests.bundle_files(manifest)} | {manifests.NAME}
     listed |= {name for name in _REPORTS if (bundle / name).is_file()}
-    files = tuple((path, (bundle / path).stat().st_size) for path in sorted(listed))
-    return Upload(bundle, repository, files, card(manifest, repository, license_=license_, base=base))
+    changed = {} if audio or _PAGE not in listed else {_PAGE: _without_recordings(bundle / _PAGE)}
+    files = tuple((path, len(changed.get(path, b"")) or (bundle / path).stat().st_size) for path in sorted(listed))
+    return Upload(bundle, repository, files, card(manifest, repository, license_=license_, base=base), changed)
 
 
 def push(upload: Upload, *, private: bool = False) -> str:
@@ -62,7 +78,9 @@ def push(upload: Upload, *, private: bool = False) -> str:
         from huggingface_hub import CommitOperationAdd, HfApi
     except ImportError:
         raise PushError("uploading needs huggingface_hub. Install it with: pip install 'ossicle[build]'") from None
-    added = [CommitOperationAdd(path, str(upload.bundle / path)) for path, _ in upload.files]
+    added = [
+        CommitOperationAdd(path, upload.changed.get(path) or str(upload.bundle / path)) for path, _ in upload.files
+    ]
     added.append(CommitOperationAdd(CARD, upload.card.encode()))
     try:
         api = HfApi()
@@ -74,6 +92,10 @@ def push(upload: Upload, *, private: bool = False) -> str:
             "Log in with: hf auth login"
         ) from reason
     return str(made.commit_url)
+
+
+def _without_recordings(page: Path) -> bytes:
+    return silenced(page.read_text(encoding="utf-8")).encode()
 
 
 def _check_verified(bundle: Path, manifest: manifests.Manifest) -> None:

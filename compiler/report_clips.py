@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -13,6 +14,7 @@ from .speech import Clip, Speech
 SECONDS = 12.0  # of a recording, at most
 CLIPS = 16  # in a page, at most
 RATE = 16000  # Hz
+_PLAYER = re.compile(r"<audio\b[^>]*></audio>(<small>[^<]*</small>)?")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ def audio(clip: Clip) -> str:
     data = base64.b64encode(stream.getvalue()).decode()
     cut = f"<small>first {SECONDS:.0f} s</small>" if len(samples) > SECONDS * len(mono) * rate else ""
     return f'<audio controls preload="none" src="data:audio/flac;base64,{data}"></audio>{cut}'
+
+
+def silenced(page: str) -> str:
+    """A page of this section with every recording taken out; its texts stay."""
+    return _PLAYER.sub("<p><small>The recording was left out.</small></p>", page)
 
 
 def _card(clip: Clip | None, name: str, heard: Sequence[Heard]) -> str:

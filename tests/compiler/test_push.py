@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
-from ossicle.compiler import cli
+from ossicle.compiler import cli, report_clips
 from ossicle.compiler.push import prepare
+from ossicle.compiler.speech import load, shipped
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import BundleError, PushError
 from typer.testing import CliRunner
@@ -103,7 +104,7 @@ def _mode(path: str, mode: str) -> dict[str, Any]:
 @pytest.fixture
 def hub() -> Iterator[Stub]:
     stub = Stub()
-    thread = threading.Thread(target=stub.serve_forever)
+    thread = threading.Thread(target=stub.serve_forever, args=(0.01,))
     thread.start()
     yield stub
     stub.shutdown()
@@ -123,6 +124,10 @@ def verified(folder: Path, entry: dict[str, Any] | None) -> Path:
     manifest = manifests.read(bundle)
     manifests.write(bundle, replace(manifest, verification={"onnx": entry} if entry else {}))
     (bundle / "verification.md").write_text("# Verification\n")
+    clip = load(shipped()).clips[0]
+    told = report_clips.Heard(clip.name, "transcribe", clip.text or "", None, {"another text": ("onnx",)})
+    page = report_clips.section([told], load(shipped()))
+    (bundle / "verification.html").write_text(page, encoding="utf-8")
     return bundle
 
 
@@ -150,7 +155,8 @@ def test_every_file_arrives_with_a_card_in_one_commit(hub: Stub, bundle: Path) -
     large = {line["value"]["path"]: hub.large[line["value"]["oid"]] for line in hub.commit if line["key"] == "lfsFile"}
     assert len(large) == 3
     card = small.pop("README.md").decode()
-    held = {"manifest.json", "verification.md", *(file.path for file in manifests.bundle_files(manifests.read(bundle)))}
+    reports = ("verification.md", "verification.html")
+    held = {"manifest.json", *reports, *(file.path for file in manifests.bundle_files(manifests.read(bundle)))}
     assert small.keys() | large.keys() == held
     assert all(content == (bundle / path).read_bytes() for path, content in (small | large).items())
     assert all(hashlib.sha256(content).hexdigest() == oid for oid, content in hub.large.items())
@@ -162,6 +168,20 @@ def test_every_file_arrives_with_a_card_in_one_commit(hub: Stub, bundle: Path) -
     }
 
 
+def test_recordings_are_left_out_where_that_is_asked_for(hub: Stub, bundle: Path) -> None:
+    assert b"data:audio/flac" in (bundle / "verification.html").read_bytes()
+    done = pushed(hub, bundle, "--no-audio", "--json")
+    assert done.returncode == 0, done.stderr
+    told = {file["path"]: file["bytes"] for file in json.loads(done.stdout)["files"]}
+    sent = {line["value"]["path"]: line["value"]["content"] for line in hub.commit if line["key"] == "file"}
+    page = base64.b64decode(sent["verification.html"])
+    assert len(page) == told["verification.html"] < (bundle / "verification.html").stat().st_size / 10
+    assert not any(word in page for word in (b"data:", b"<audio", b"flac"))
+    assert b"<ins>another</ins> <ins>text</ins>" in page
+    assert b"recording was left out" in page
+    assert prepare(bundle, NAME).changed == {}
+
+
 def test_what_the_hub_refuses_is_one_line(hub: Stub, bundle: Path) -> None:
     done = pushed(hub, bundle, token="hf_of_another")
     assert done.returncode == 1
@@ -170,10 +190,10 @@ def test_what_the_hub_refuses_is_one_line(hub: Stub, bundle: Path) -> None:
     assert hub.commit == []
 
 
-def test_a_dry_run_asks_nobody(hub: Stub, bundle: Path) -> None:
-    done = pushed(hub, bundle, "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert hub.asked == []
+def test_a_dry_run_asks_nobody(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ossicle.compiler.push.push", lambda *_, **__: pytest.fail("the hub was asked"))
+    done = CliRunner().invoke(cli.app, ["push", str(bundle), NAME, "--dry-run"])
+    assert done.exit_code == 0, done.output
     assert "onnx/decoder_model_merged_q4.onnx_data" in done.stdout
     assert "# demo-int4" in done.stdout
 
