@@ -6,24 +6,29 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from ossicle.compiler import cells, cli, speed, sweep, sweep_jobs
+from ossicle.compiler import cells, cli, pipeline, speed, sweep, sweep_jobs, sweep_worker
 from ossicle.compiler.cells import Cell, Proof, Speed
 from ossicle.compiler.figures import Comparison, Said, judge
 from ossicle.compiler.sweep_jobs import Crew
-from ossicle.compiler.sweep_plan import Keys, Plan
-from ossicle.targets.contract import SweepError, Thresholds
+from ossicle.compiler.sweep_plan import NAME, Keys, Plan
+from ossicle.targets.contract import RecipeError, SweepError, Thresholds
 from ossicle.targets.probe import Answer, Report
 from ossicle.tests import checkpoints
 from typer.testing import CliRunner
 
 RUNNER = CliRunner()
 WHOLE = checkpoints.tiny_config(audio={"max_source_positions": 1500})  # which hears windows of 30 s
+MACHINE = {"system": "a", "python": "3", "processor": {"name": "a", "cores": 1}, "memory": 1, "engines": {}}
+SAID = (Said("en", None, "nan", "inf", "a"),)
+CLIP = Comparison("nan", 1, 0.0, float("inf"), 1e-6, 1e-6, 0.5, 0.5, 1.0, 10, SAID, None, None)
+VERIFIED = judge("onnx", "onnxruntime-cpu", "executed", [CLIP], Thresholds())
 
 
 def test_a_grid_has_every_cell_and_says_why_some_cannot_be() -> None:
@@ -41,11 +46,19 @@ def test_a_grid_has_every_cell_and_says_why_some_cannot_be() -> None:
     assert "cannot hold" in refused[cell]
 
 
+def test_quantizers_are_another_axis_where_there_are_integers() -> None:
+    possible, refused = Plan("x", ("int4", "q4_k_m"), ("gguf",), quantizers=("nearest", "gptq")).grid
+    assert [(str(cell), cell.name) for cell in possible] == [
+        ("int4 in gguf on llamacpp", "int4.gguf.llamacpp"),
+        ("int4+gptq in gguf on llamacpp", "int4+gptq.gguf.llamacpp"),
+        ("q4_k_m in gguf on llamacpp", "q4_k_m.gguf.llamacpp"),
+    ]
+    ((cell, reason),) = refused.items()
+    assert (cell.build, "has no meaning for recipe 'q4_k_m'" in reason) == ("q4_k_m+gptq", True)
+
+
 def test_what_is_kept_of_a_cell_comes_back_the_same(tmp_path: Path) -> None:
-    said = (Said("en", None, "nan", "inf", "a"),)
-    clip = Comparison("nan", 1, 0.0, float("inf"), 1e-6, 1e-6, 0.5, 0.5, 1.0, 10, said, None, None)
-    verified = judge("onnx", "onnxruntime-cpu", "executed", [clip], Thresholds())
-    cell, proof = Cell("int4", "onnx", "onnxruntime"), Proof(None, "bundles/int4", 7, verified)
+    cell, proof = Cell("int4", "onnx", "onnxruntime", "gptq"), Proof(None, "bundles/int4+gptq", 7, VERIFIED)
     cells.write_proof(tmp_path, cell, "key", proof)
     assert cells.read_proof(tmp_path, cell, "key") == proof
     assert cells.read_proof(tmp_path, cell, "another key") is None
@@ -74,6 +87,8 @@ def test_the_least_of_repeats_counts_and_the_first_answer_does_not() -> None:
         (("--quant", "int4", "--target", "onx"), "target 'onx' is unknown"),
         (("--quant", "int4", "--engine", "llamacpp"), "engine 'llamacpp' runs none of the targets"),
         (("--quant", "int4", "--executor", "threads"), "executor 'threads' is unknown"),
+        (("--quant", "int4", "--quantizer", "nearest,gtpq"), "quantizer 'gtpq' is unknown"),
+        (("--quant", "int4", "--imatrix", "measured.gguf"), "has no use for an imatrix"),
         (("--quant", "q4_k_m"), "no cell of the sweep is possible"),
     ],
 )
@@ -95,48 +110,69 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return Plan(str(checkpoint), ("int8", "int4"), ("onnx",), speech=str(folder / "speech.jsonl"))
 
 
-def _command(plan: Plan, out: Path) -> list[str]:
-    arguments = ["sweep", plan.checkpoint, "--quant", ",".join(plan.recipes), "--speech", str(plan.speech)]
-    main = "import sys; from ossicle.compiler.cli import main; sys.exit(main())"
-    return [sys.executable, "-P", "-c", main, *arguments, "--out", str(out), "--no-speed"]
+def job(out: str, name: str, _: int, endless: str = "") -> None:
+    """A job that proves its cells at once; the one of the name `endless` never ends."""
+    if name == endless:
+        time.sleep(600)
+    plan = Plan(**{k: sweep_worker._tuples(v) for k, v in json.loads(Path(out, NAME).read_text()).items()})
+    keys = Keys.of(plan, plan.open(), plan.recordings())
+    for cell in (one for one in plan.grid[0] if one.build == name):
+        cells.write_proof(Path(out), cell, keys.proof(cell), Proof(None, f"bundles/{name}", 7, VERIFIED))
 
 
-def _kill_after_a_cell(plan: Plan, out: Path) -> Path:
-    """Start a sweep and kill it as soon as one cell is proved; that cell's file."""
-    process = subprocess.Popen(_command(plan, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while process.poll() is None and not list((out / "proofs").glob("*.json")):
+def timed(bundle: Path, *_: object, endless: str = "") -> Speed:
+    """A speed that takes no time; of the bundle `endless` it is never there."""
+    if bundle.name == endless:
+        time.sleep(600)
+    return Speed(load=1.0)
+
+
+def endless(plan: str, out: str, build: str, measured: str) -> None:
+    """A sweep that never ends: at the proof of a build, or at the speed of another."""
+    sweep_jobs.run = partial(job, endless=build)
+    speed.measure = partial(timed, endless=measured)
+    sweep.facts = lambda: MACHINE
+    chosen = Plan(**{k: sweep_worker._tuples(v) for k, v in json.loads(plan).items()})
+    sweep.sweep(chosen, Path(out), crew=Crew())
+
+
+def _kill(plan: Plan, out: Path, build: str, measured: str) -> dict[Path, int]:
+    """Start a sweep that never ends there, kill it as soon as a cell more is known; when each file was written."""
+    code = "import sys; from ossicle.tests.compiler.test_sweep import endless; endless(*sys.argv[1:])"
+    before, command = _written(out), [sys.executable, "-P", "-c", code, json.dumps(asdict(plan)), str(out)]
+    process = subprocess.Popen([*command, build, measured], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and _written(out) == before:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    told = process.communicate()[0]
-    files = list((out / "proofs").glob("*.json"))
-    assert len(files) == 1, told
-    return files[0]
+    told = process.communicate()[1]
+    after = _written(out)
+    assert (process.returncode, len(after)) == (-signal.SIGKILL, len(before) + 1), told
+    return after
 
 
-@pytest.mark.slow
+def _written(out: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in out.glob("*/*.json")}
+
+
 def test_a_killed_sweep_goes_on_and_does_nothing_twice(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    proved = _kill_after_a_cell(plan, out)
-    before = (proved.stat().st_mtime_ns, (out / "bundles" / "int8" / "manifest.json").stat().st_ino)
-    asked: list[list[str]] = []
-    finished = sweep_jobs.finished
-    monkeypatch.setattr(sweep, "finished", lambda o, jobs, crew: (asked.append(list(jobs)), finished(o, jobs, crew))[1])
-    monkeypatch.setattr(speed, "REPEATS", 1)
+    out, asked = tmp_path / "out", list[str]()
+    proved = _kill(plan, out, "int4", "")
+    monkeypatch.setattr(sweep, "facts", lambda: MACHINE)
+    monkeypatch.setattr(sweep_jobs, "run", lambda out, name, threads: (asked.append(name), job(out, name, threads))[1])
+    swept = sweep.sweep(plan, out, crew=Crew(), timed=False)
+    assert ([one.cell.recipe for one in swept.found], swept.kept) == (["int8", "int4"], 1)
+    assert asked == [sweep_jobs.ORIGINAL, "int4"]
+    both = _kill(plan, out, "int4", "int4")  # in its speeds: whatever asks for a proof again never ends either
+    assert {path.name for path in both} == {"int8.onnx.onnxruntime.json", "int4.onnx.onnxruntime.json"}
+    monkeypatch.setattr(speed, "measure", lambda bundle, *_: (asked.append(bundle.name), timed(bundle))[1])
     swept = sweep.sweep(plan, out, crew=Crew())
-    assert asked == [[sweep_jobs.ORIGINAL], ["int4"]]
-    assert proved.stat().st_mtime_ns == before[0]
-    assert (out / "bundles" / "int8" / "manifest.json").stat().st_ino == before[1]
-    assert [one.cell.recipe for one in swept.found] == ["int8", "int4"]
-    assert all(one.proof.verified and one.speed and one.speed.real_time_factor > 0 for one in swept.found)
-    assert swept.found[1].proof.size < swept.found[0].proof.size
-    assert {path.name for path in (out / "bundles" / "int4").iterdir()} >= {"verification.html", "verification.md"}
-
-    monkeypatch.setattr(sweep, "finished", lambda *_: pytest.fail("something was done again"))
-    monkeypatch.setattr(speed, "measure", lambda *_: pytest.fail("something was measured again"))
+    assert asked == [sweep_jobs.ORIGINAL, "int4", "int4"]
+    assert all(one.speed == Speed(load=1.0) for one in swept.found)
+    assert all(_written(out)[path] == when for path, when in (proved | both).items())
     again = sweep.sweep(plan, out, crew=Crew())
-    assert (again.found, again.kept) == (swept.found, 2)
+    assert (again.found, again.kept, len(asked)) == (swept.found, 2, 3)
     _others_are_done_again(plan, out)
 
 
@@ -147,6 +183,38 @@ def _others_are_done_again(plan: Plan, out: Path) -> None:
     changed = replace(plan, speech=str(other))
     keys = Keys.of(changed, changed.open(), changed.recordings())
     assert all(cells.read_proof(out, cell, keys.proof(cell)) is None for cell in plan.grid[0])
+
+
+def test_recordings_to_calibrate_on_decide_what_is_made_on_them_alone(plan: Plan) -> None:
+    made = replace(plan, quantizers=("nearest", "gptq"), heard=plan.speech)
+    keys = [Keys.of(one, one.open(), one.recordings()) for one in (made, replace(made, heard=None))]
+    assert {cell.quantizer for cell in made.grid[0] if keys[0].proof(cell) == keys[1].proof(cell)} == {"nearest"}
+
+
+@pytest.mark.slow
+def test_integers_are_made_once_and_their_bundle_is_proved(plan: Plan, tmp_path: Path) -> None:
+    """A job as its process does it: the original's readings, GPTQ's integers, a bundle of them, and how it compares."""
+    made = replace(plan, recipes=("int4",), quantizers=("gptq",), heard=plan.speech)
+    (cell,) = made.grid[0]
+    sweep_worker.read_original(made, tmp_path)
+    sweep_worker.prove(made, tmp_path, cell.build)
+    keys = Keys.of(made, made.open(), made.recordings())
+    proof = cells.read_proof(tmp_path, cell, keys.proof(cell))
+    assert proof is not None
+    assert (proof.reason, proof.bundle) == (None, "bundles/int4+gptq")
+    files = [*(tmp_path / "quantized").iterdir(), *(tmp_path / proof.bundle / "onnx").iterdir()]
+    before = [file.stat().st_ino for file in files]
+    sweep_worker.prove(made, tmp_path, cell.build)
+    assert before == [file.stat().st_ino for file in files]
+    assert {path.name for path in (tmp_path / proof.bundle).iterdir()} >= {"verification.html", "verification.md"}
+
+
+def test_measured_activations_weigh_what_has_a_use_for_them(plan: Plan) -> None:
+    weighed = replace(plan, recipes=("int4", "q4_k_m"), targets=("gguf",), imatrix="m", quantizers=("nearest", "mse"))
+    builds = {cell.build: weighed.imatrix_of(sweep_worker.recipe_of(cell)) for cell in weighed.grid[0]}
+    assert builds == {"int4": None, "int4+mse": Path("m"), "q4_k_m": Path("m")}
+    with pytest.raises(RecipeError, match="has no use for an imatrix"):
+        pipeline.check_imatrix(sweep_worker.recipe_of(weighed.grid[0][0]), Path("m"))
 
 
 def test_one_sweep_at_a_time_and_only_in_its_own_folder(plan: Plan, tmp_path: Path) -> None:
