@@ -23,7 +23,7 @@ from ossicle.compiler.quantize import Weights
 from ossicle.runtimes.base import Options
 from ossicle.runtimes.onnxruntime import RUNTIME
 from ossicle.targets import manifest as manifests
-from ossicle.targets.contract import Float32
+from ossicle.targets.contract import Artifact, Float32
 from ossicle.targets.onnx import Onnx
 from ossicle.targets.recipes import RECIPES
 
@@ -66,9 +66,14 @@ def build(config: dict[str, Any], folder: Path, recipe: str, form: Form) -> Any:
     weights = Weights(sources, chosen, family("voxtral"))
     stages = voxtral.stages(config, chosen.context)
     artifacts = tuple(Onnx().lower(stage, chosen, weights, folder, Silent()) for stage in stages)
-    manifest = manifests.Manifest(
+    return RUNTIME.open(folder, manifest_of(config, artifacts), Options())
+
+
+def manifest_of(config: dict[str, Any], artifacts: tuple[Artifact, ...]) -> manifests.Manifest:
+    """The manifest of random weights."""
+    return manifests.Manifest(
         family="voxtral",
-        name=form,
+        name="random",
         recipe={},
         source=manifests.Source("random", ()),
         adapters=(),
@@ -78,7 +83,6 @@ def build(config: dict[str, Any], folder: Path, recipe: str, form: Form) -> Any:
         files=(),
         tools={},
     )
-    return RUNTIME.open(folder, manifest, Options())
 
 
 def report(engines: dict[Form, Any], prompt: Float32, steps: int) -> None:

@@ -100,6 +100,8 @@ def build(
     if opened.quantized:
         opened.quantized.check(weights_of(opened, chosen), runtime_adapters)
     kept = beside.open_all(runtime_adapters, opened, targets)
+    if kept and "onnx" in targets:
+        options["onnx"] = {"adapted": beside.changed(kept)}  # its graph has inputs for what is added as it runs
     if verify:
         verification.check_possible(opened, speech)
     inputs = _inputs(opened, chosen, assigned, kept) | {
@@ -109,7 +111,9 @@ def build(
         write_shared(opened, (), staging.folder)  # some formats hold the tokenizer and the configuration themselves
         artifacts = lower(opened, chosen, assigned, staging, progress, options)
         write_shared(opened, artifacts, staging.folder)
-        manifest = describe(opened, chosen, artifacts, staging.folder, beside.lower(kept, targets, staging.folder))
+        manifest = describe(
+            opened, chosen, artifacts, staging.folder, beside.lower(kept, targets, chosen, staging.folder)
+        )
         manifests.write(staging.folder, manifest)
         verified = check(opened, staging.folder, speech, cache, progress) if verify else None
         staging.publish()

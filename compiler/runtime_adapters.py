@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..targets import registry
-from ..targets.contract import AdapterError, AdapterTarget, BundleFile
+from ..targets.contract import AdapterError, AdapterTarget, BundleFile, Recipe
 from ..targets.manifest import RuntimeAdapter, file_entry
 from .checkpoint import Checkpoint
 from .families import Family, family
@@ -60,10 +60,15 @@ def open_all(specs: Sequence[RuntimeAdapterSpec], checkpoint: Checkpoint, target
     return kept
 
 
-def lower(kept: Sequence[Kept], targets: Sequence[str], folder: Path) -> tuple[RuntimeAdapter, ...]:
+def changed(kept: Sequence[Kept]) -> tuple[str, ...]:
+    """The canonical names of all that some adapter changes."""
+    return tuple(sorted({name for one in kept for name in one.updates}))
+
+
+def lower(kept: Sequence[Kept], targets: Sequence[str], recipe: Recipe, folder: Path) -> tuple[RuntimeAdapter, ...]:
     """The adapters written under `folder` in the format of every target that keeps them."""
     return tuple(
-        RuntimeAdapter(one.name, target.name, target.lower_adapter(one.name, one.updates, folder), one.source)
+        RuntimeAdapter(one.name, target.name, target.lower_adapter(one.name, one.updates, recipe, folder), one.source)
         for target in _holding(targets)
         for one in kept
     )

@@ -7,7 +7,7 @@ Each choice is a view of the engine (base.AdaptingEngine), so that nothing passe
 from collections.abc import Mapping
 
 from ..targets.contract import PromptError
-from .base import AdaptingEngine, Engine, adapter_faults
+from .base import ADAPTING, AdaptingEngine, Engine, adapter_faults
 
 Key = tuple[tuple[str, float], ...]
 
@@ -31,6 +31,11 @@ def adapted(engine: Engine, adapters: Mapping[str, float] | None) -> Engine:
     if adapters is None:
         return engine
     held = names(engine)
+    if adapters and not held:
+        raise PromptError(
+            f"engine '{engine.name}' has none of the adapters asked for ({', '.join(adapters)}): the bundle keeps none for it "
+            f"(these add them: {ADAPTING}). Keep some: ossicle build CHECKPOINT --target onnx,gguf --runtime-adapter PATH"
+        )
     if faults := adapter_faults(adapters, held):
         raise PromptError(f"engine '{engine.name}' has {'; '.join(faults)}.")
     return engine.adapted(adapters) if isinstance(engine, AdaptingEngine) and held else engine

@@ -14,6 +14,8 @@ from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
 from ..targets.probe import Proof
 
+ADAPTING = "onnxruntime, llamacpp"  # engines that add adapters as they run
+
 
 @dataclass(frozen=True)
 class Options:
@@ -317,7 +319,9 @@ def check_options(
 def adapter_faults(wanted: Mapping[str, float], held: Sequence[str] | None) -> list[str]:
     """What speaks against adding so much of each adapter, of those that are held; None: none are added at run time."""
     if wanted and held is None:
-        return ["no adapters at run time (merge them instead: ossicle build CHECKPOINT --adapter PATH)"]
+        return [
+            f"no adapters at run time (these have: {ADAPTING}; or merge them: ossicle build CHECKPOINT --adapter PATH)"
+        ]
     faults = [
         f"no adapter '{name}' in this bundle ({_held(name, held or ())})" for name in wanted if name not in (held or ())
     ]

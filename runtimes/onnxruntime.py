@@ -1,7 +1,10 @@
 """ONNX Runtime: runs the bundle's `onnx` artifacts, on the CPU or on another of its execution providers."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,8 @@ from .base import (
     check_options,
     opened_without_encoder,
 )
+from .onnxruntime_adapters import Adapters, kept
+from .onnxruntime_cache import run_bound
 from .onnxruntime_decoder import FusedDecoder, Graph, StandardDecoder
 from .onnxruntime_providers import CPU, PROVIDERS, Provider
 from .onnxruntime_session import engine_call, open_session
@@ -53,12 +58,12 @@ class OnnxRuntime:
         return self._opened(folder, manifest, options, None)
 
     def open_encoder(self, folder: Path, manifest: Manifest, options: Options) -> Encoder:
-        provider = self._provider(options)
+        provider = self._provider(replace(options, adapters={}))  # they are the decoder's
         path = stage_file(folder, manifest, self, "audio_encoder", ".onnx")
         return OnnxEncoder(open_session(path, options.threads, provider), provider)
 
     def _opened(self, folder: Path, manifest: Manifest, options: Options, encoder: Encoder | None) -> Engine:
-        provider = self._provider(options)
+        provider = self._provider(options, tuple(kept(manifest)))
         embedding, decoder = (
             open_session(stage_file(folder, manifest, self, stage, ".onnx"), threads, one)
             for stage, threads, one in (
@@ -66,14 +71,16 @@ class OnnxRuntime:
                 ("decoder", options.threads, provider),
             )
         )
-        return OnnxEngine(encoder, embedding, decoder, provider)
+        files = {name: folder / path for name, path in kept(manifest).items()}
+        engine = OnnxEngine(encoder, embedding, decoder, provider, files)
+        return engine.adapted(options.adapters) if options.adapters else engine
 
-    def _provider(self, options: Options) -> Provider:
+    def _provider(self, options: Options, adapters: Sequence[str] = ()) -> Provider:
         if reason := self.usable():
             raise EngineError(f"engine 'onnxruntime' cannot be used: {reason}")
         known = options.provider in PROVIDERS
         here = [name for name, reason in self.providers().items() if reason is None]
-        check_options(self.name, options, providers=tuple(PROVIDERS) if known else here)
+        check_options(self.name, options, providers=tuple(PROVIDERS) if known else here, adapters=adapters)
         return providers.provider(options.provider)
 
 
@@ -96,12 +103,27 @@ class OnnxEncoder:
 class OnnxEngine:
     """An opened bundle."""
 
-    def __init__(self, encoder: Encoder | None, embedding: Any, decoder: Any, provider: Provider) -> None:
+    def __init__(
+        self,
+        encoder: Encoder | None,
+        embedding: Any,
+        decoder: Any,
+        provider: Provider,
+        adapters: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
         self.name = f"onnxruntime-{provider.name}"
+        self.adapters = tuple(adapters)
         self._encoder = encoder
         self._embedding = embedding
+        self._added = Adapters(adapters, decoder, provider.memory)
         self._graph = Graph(decoder, provider.memory)
-        self._decoder = StandardDecoder(self._graph) if self._graph.has_positions else FusedDecoder(self._graph)
+        self._decoder = _decoder(self._graph)
+
+    def adapted(self, adapters: Mapping[str, float]) -> "OnnxEngine":
+        view = copy(self)
+        view._graph = self._graph.adapted(self._added.values(adapters))
+        view._decoder = _decoder(view._graph)
+        return view
 
     def encode(self, mel: Float32) -> Float32:
         if self._encoder is None:
@@ -138,11 +160,17 @@ class OnnxEngine:
         graph = self._graph
         inputs = graph.inputs(prompt[None], past=[0], total=len(prompt), keep=last)
         empty = {name: graph.cache_array(1, 0) for name in graph.past}
-        logits = _run(graph.session, inputs | empty, ["logits"])[0][0]
+        binding = graph.binding()
+        binding.bind_output("logits")
+        logits = run_bound(graph.session, binding, inputs | empty)[0].numpy()[0]
         return np.asarray(logits[-last:], np.float32)
 
     def close(self) -> None:
         self.__dict__.clear()
+
+
+def _decoder(graph: Graph) -> FusedDecoder | StandardDecoder:
+    return StandardDecoder(graph) if graph.has_positions else FusedDecoder(graph)
 
 
 def _run(session: Any, inputs: Mapping[str, NDArray[Any]], outputs: list[str] | None = None) -> Any:

@@ -6,6 +6,7 @@ the left. Keys and values stay in the provider's memory.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ ROOM = 256  # tokens that a fused cache is longer than what it holds, so that it
 class Graph:
     """The decoder's graph: what it takes besides embeddings, and the inputs of one run."""
 
-    def __init__(self, session: Any, memory: str) -> None:
+    def __init__(self, session: Any, memory: str, added: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.session = session
+        self._added = added  # OrtValues of its low-rank inputs
         self.memory = memory  # the device that keys and values stay on
         inputs = {port.name: port for port in session.get_inputs()}
         self.past = [name for name in inputs if name.startswith("past_key_values.")]
@@ -32,6 +34,17 @@ class Graph:
         cache = inputs[self.past[0]]
         self.cache_dtype = np.dtype(np.float16 if cache.type == "tensor(float16)" else np.float32)
         self.heads, self.head_dim = cache.shape[1], cache.shape[3]
+
+    def adapted(self, added: Mapping[str, Any]) -> "Graph":
+        """The same graph with these OrtValues in its low-rank inputs."""
+        return Graph(self.session, self.memory, added)
+
+    def binding(self) -> Any:
+        """What a run is bound to, adapters bound already."""
+        binding = self.session.io_binding()
+        for name, value in self._added.items():
+            binding.bind_ortvalue_input(name, value)
+        return binding
 
     def inputs(self, embeddings: Float32, past: Sequence[int], total: int, keep: int) -> dict[str, NDArray[Any]]:
         """All but the cache, for embeddings [batch, new, hidden] behind `past` tokens per row; `total` is the mask's width.
@@ -90,7 +103,7 @@ class FusedDecoder:
         return cache if width <= cache.width else cache.longer(width + width // 4 + ROOM)
 
     def _run(self, cache: Cache, embeddings: Float32, past: Sequence[int]) -> Float32:
-        binding = self._graph.session.io_binding()
+        binding = self._graph.binding()
         total = max(past) + embeddings.shape[1]
         binding.bind_output("logits")
         cache.bind(binding, self._graph.past, self._graph.present)
@@ -113,7 +126,7 @@ class StandardDecoder:
 
     def advance(self, state: Sequences, embeddings: Float32) -> tuple[Float32, Sequences]:
         lengths = [length + embeddings.shape[1] for length in state.lengths]
-        binding = self._graph.session.io_binding()
+        binding = self._graph.binding()
         binding.bind_output("logits")
         for name, present in zip(self._graph.past, self._graph.present, strict=True):
             binding.bind_ortvalue_input(name, state.cache[name])

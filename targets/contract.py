@@ -367,5 +367,5 @@ class LowRankUpdate(Protocol):
 class AdapterTarget(Target, Protocol):
     """A format whose engine adds adapters to its artifacts as it runs."""
 
-    def lower_adapter(self, name: str, updates: Mapping[str, LowRankUpdate], folder: Any) -> BundleFile:
+    def lower_adapter(self, name: str, updates: Mapping[str, LowRankUpdate], recipe: Recipe, folder: Any) -> BundleFile:
         """Write an adapter, its updates by canonical name, under `folder` (a pathlib.Path), where its bundle is made."""

@@ -91,8 +91,11 @@ class Gguf:
         fill(layout, paths, progress, f"gguf {stage.name}")
         return self._artifact(stage, recipe, weights, folder, paths)
 
-    def lower_adapter(self, name: str, updates: Mapping[str, LowRankUpdate], folder: Path) -> BundleFile:
+    def lower_adapter(
+        self, name: str, updates: Mapping[str, LowRankUpdate], recipe: Recipe, folder: Path
+    ) -> BundleFile:
         """Write a LoRA adapter of the decoder under `folder`, where config.json and tokenizer.json stand."""
+        del recipe  # the factors are float32 whatever they are added to
         path = folder / FOLDER / f"adapter-{name}.gguf"
         gguf_adapter.write(path, name, updates, gguf_metadata.read_model(folder))
         return file_entry(folder, path)

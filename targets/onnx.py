@@ -1,14 +1,16 @@
 """ONNX: three graphs under `onnx/`, named and shaped as transformers.js and Optimum look for them, weights as external data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import hub_folder, onnx_graph, onnx_weights, streaming
+from . import hub_folder, onnx_adapters, onnx_graph, onnx_weights, streaming
 from .contract import (
     STAGES,
     Artifact,
+    BundleFile,
+    LowRankUpdate,
     Progress,
     Recipe,
     RecipeError,
@@ -38,9 +40,15 @@ class Planned:
 
 
 class Onnx:
-    """ONNX opset 23 for ONNX Runtime: groupwise integers as MatMulNBits and GatherBlockQuantized."""
+    """ONNX opset 23 for ONNX Runtime: groupwise integers as MatMulNBits and GatherBlockQuantized.
+
+    `adapted` are the decoder's matrices that adapters are added to at run time: see targets/onnx_adapters.py.
+    """
 
     name = "onnx"
+
+    def __init__(self, adapted: Collection[str] = ()) -> None:
+        self._adapted = frozenset(adapted)
 
     def check(self, recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
         """Raise `RecipeError` listing everything that these stages store under the recipe and ONNX cannot hold."""
@@ -57,7 +65,7 @@ class Onnx:
         self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Path, progress: Progress
     ) -> Artifact:
         """Write `onnx/<stage>.onnx` and its data under `folder`, and give back what was written."""
-        planned = place(stage, recipe, weights)
+        planned = place(stage, recipe, weights, self._adapted if stage.name == "decoder" else ())
         (folder / planned.file).parent.mkdir(parents=True, exist_ok=True)
         streaming.fill(planned.layout, [folder / path for path in planned.data], progress, f"onnx {stage.name}")
         save(planned, folder)
@@ -75,10 +83,19 @@ class Onnx:
             memory=needs(stage, weights, sum(planned.layout.sizes()), 2 if recipe.compute == "float16" else 4),
         )
 
+    def lower_adapter(
+        self, name: str, updates: Mapping[str, LowRankUpdate], recipe: Recipe, folder: Path
+    ) -> BundleFile:
+        """Write a LoRA adapter of the decoder, in what it computes in, under `folder`."""
+        path = folder / hub_folder.FOLDER / f"adapter-{name}.onnx_adapter"
+        onnx_adapters.write(path, updates, recipe.compute)
+        return file_entry(folder, path)
 
-def place(stage: TracedStage, recipe: Recipe, weights: WeightStore) -> Planned:
-    """A stage's graph for a recipe, every weight in its form and its place."""
+
+def place(stage: TracedStage, recipe: Recipe, weights: WeightStore, adapted: Collection[str] = ()) -> Planned:
+    """A stage's graph for a recipe, every weight in its form and its place, with inputs for adapters of `adapted`."""
     model = onnx_graph.graph(stage, recipe)
+    onnx_adapters.open_inputs(model, adapted)
     layout = onnx_weights.place(model, recipe, weights, frozenset(stage.weights))
     stem, dtype = STEMS[stage.name], precision(stage.name, recipe)
     data = tuple(hub_folder.data_file(stem, dtype, chunk) for chunk in range(len(layout.sizes())))
