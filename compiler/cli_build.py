@@ -15,6 +15,14 @@ Adapters = Annotated[
     list[str] | None,
     typer.Option("--adapter", metavar="PATH[:WEIGHT]", help="A LoRA adapter in PEFT format to merge; may be repeated."),
 ]
+RuntimeAdapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runtime-adapter",
+        metavar="[NAME=]PATH",
+        help="A LoRA adapter that is kept beside the decoder, for the engine to add as it runs; may be repeated.",
+    ),
+]
 Measured = Annotated[
     Path | None,
     typer.Option("--imatrix", metavar="FILE", help="A calibration, or llama.cpp's importance matrix: weighs rounding."),
@@ -47,14 +55,7 @@ def build(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a model's name on the hub.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the bundle goes.")],
     adapter: Adapters = None,
-    runtime_adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--runtime-adapter",
-            metavar="[NAME=]PATH",
-            help="A LoRA adapter to keep beside the decoder, for the engine to add as it runs; may be repeated.",
-        ),
-    ] = None,
+    runtime_adapter: RuntimeAdapters = None,
     target: Annotated[str, typer.Option("--target", help="What to build for, separated by commas.")] = "onnx",
     quant: Annotated[str, typer.Option("--quant", help="The recipe: fp32, fp16, int8, int4, ...")] = "int4",
     quantizer: Quantizer = None,
@@ -144,6 +145,7 @@ def verify(
     bundle: Bundle,
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="CHECKPOINT", help="What it was built from.")],
     adapter: Adapters = None,
+    runtime_adapter: RuntimeAdapters = None,
     imatrix: Measured = None,
     quantized: Made = None,
     speech: Speech = None,
@@ -161,19 +163,25 @@ def verify(
 ) -> None:
     """Compare a bundle with its original: log-mel, embeddings, logits, texts, word error rate."""
     needs_build_extra("verifying")
+    from ..targets import registry
     from . import cli_show
     from . import speech as recordings
     from .checkpoint import open_checkpoint
     from .cli_progress import Bars
     from .lora import parse_adapter
     from .report import document, write
+    from .runtime_adapters import open_all, parse_runtime_adapter
     from .verify import mark
     from .verify import verify as compare
 
     with Bars() as bars:
         merged = [parse_adapter(text) for text in adapter or ()]
         original = open_checkpoint(checkpoint, adapters=merged, imatrix=imatrix, quantized=quantized)
-        verification = compare(bundle, original, speech=speech, cache=cache, engine=engine, progress=bars)
+        specs = [parse_runtime_adapter(text) for text in runtime_adapter or ()]
+        kept = open_all(specs, original, registry.names())
+        verification = compare(
+            bundle, original, speech=speech, cache=cache, engine=engine, runtime_adapters=kept, progress=bars
+        )
     if engine is None:
         mark(bundle, verification)
     if engine is None or report:

@@ -17,7 +17,7 @@ from ..targets.contract import Artifact, BuildError, Recipe, RecipeError, Target
 from ..targets.manifest import Manifest, bundle_files
 from ..targets.recipes import RECIPES
 from . import cli_engines
-from .report import figure, finite, label
+from .report import ADAPTER_HEAD, adapter_rows, figure, finite, label
 
 _SHOWN = ("logits", "kl", "top1", "same_text", "wer_original", "wer")
 
@@ -110,6 +110,8 @@ def verification(result: Any) -> None:
         limits = {check.figure: check for check in target.checks}
         rows = [_figure_row(name, value, limits.get(name)) for name, value in vars(target.figures).items()]
         out.print(table(("figure", "value", "limit", ""), rows))
+    if result.adapters:
+        out.print(table(ADAPTER_HEAD, adapter_rows(result.adapters)))
 
 
 def checkpoint_document(checkpoint: Any) -> dict[str, Any]:

@@ -100,6 +100,25 @@ class TargetVerification:
 
 
 @dataclass(frozen=True)
+class AdapterVerification:
+    """One target with an adapter added as it runs, against the original with the adapter merged, over what was said."""
+
+    adapter: str
+    target: str
+    engine: str
+    logits: float  # largest absolute difference
+    kl: float
+    kl_clip: float
+    top1: float
+    positions: int
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+@dataclass(frozen=True)
 class Verification:
     """A bundle against its original, target by target."""
 
@@ -109,10 +128,11 @@ class Verification:
     speech_sha256: str
     thresholds: Thresholds
     targets: tuple[TargetVerification, ...]
+    adapters: tuple[AdapterVerification, ...] = ()
 
     @property
     def passed(self) -> bool:
-        return all(target.passed for target in self.targets)
+        return all(one.passed for one in self.targets) and all(one.passed for one in self.adapters)
 
 
 def judge(
@@ -122,6 +142,17 @@ def judge(
     figures = summarize(clips)
     limits = _tightened(thresholds) if proof == "interpreted" else thresholds
     return TargetVerification(target, engine, proof, _checks(figures, clips, limits), figures, tuple(clips))
+
+
+def judge_adapter(
+    adapter: str, target: str, engine: str, thresholds: Thresholds, *, rounds: bool, positions: int, **figures: float
+) -> AdapterVerification:
+    """An adapter's figures held against the thresholds, of what a recipe that `rounds` stores, or of the original itself."""
+    limits = {"kl_clip": thresholds.kl_stored} if rounds else {"logits": thresholds.logits, "kl": thresholds.kl}
+    checks = [
+        Check(name, figures[name], limit, figures[name] <= limit) for name, limit in limits.items() if limit is not None
+    ]
+    return AdapterVerification(adapter, target, engine, **figures, positions=positions, checks=tuple(checks))
 
 
 def _tightened(thresholds: Thresholds) -> Thresholds:

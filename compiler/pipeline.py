@@ -76,7 +76,7 @@ def build(
 ) -> BuildReport:
     """Compile a checkpoint (a folder or a hub id, `adapters` merged) into a bundle at `out`.
 
-    `runtime_adapters` are kept beside the artifacts, for an engine to add as it runs; verification is without them.
+    `runtime_adapters` are kept beside the artifacts, for an engine to add as it runs; each is verified too.
     `quantizer` finds the integers, one for all or part by part (`quantizers.Choice`), as the recipe says by default;
     `quantized` has those that `ossicle quantize` made.
     `imatrix` weighs the rounding of GGUF's blocks and the search of quantizer mse.
@@ -115,7 +115,7 @@ def build(
             opened, chosen, artifacts, staging.folder, beside.lower(kept, targets, chosen, staging.folder)
         )
         manifests.write(staging.folder, manifest)
-        verified = check(opened, staging.folder, speech, cache, progress) if verify else None
+        verified = check(opened, staging.folder, speech, cache, progress, kept) if verify else None
         staging.publish()
     return BuildReport(Path(out), manifests.read(Path(out)), verified, time.perf_counter() - started)
 
@@ -183,10 +183,17 @@ def describe(
 
 
 def check(
-    checkpoint: Checkpoint, folder: Path, speech: Path | None, cache: Path | None, progress: Progress
+    checkpoint: Checkpoint,
+    folder: Path,
+    speech: Path | None,
+    cache: Path | None,
+    progress: Progress,
+    kept: Sequence[beside.Kept] = (),
 ) -> Verification:
     """How the bundle in `folder` compares with the original, marked in its manifest and reported beside it."""
-    verified = verification.verify(folder, checkpoint, speech=speech, cache=cache, progress=progress)
+    verified = verification.verify(
+        folder, checkpoint, speech=speech, cache=cache, runtime_adapters=kept, progress=progress
+    )
     verification.mark(folder, verified)
     report.write(folder, verified, recordings.load(speech or recordings.shipped()))
     return verified

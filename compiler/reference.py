@@ -110,6 +110,11 @@ class Original:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What the model is loaded from."""
+        return self._checkpoint
+
     def read(self, clip: Clip) -> Reading:
         """What the original makes of one clip."""
         recording = _recording(clip)

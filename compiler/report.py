@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .figures import Check, Comparison, Figures, Said, TargetVerification, Verification
+from .figures import AdapterVerification, Check, Comparison, Figures, Said, TargetVerification, Verification
 from .speech import Speech
 
 VERSION = 1
@@ -72,12 +72,19 @@ def markdown(verification: Verification) -> str:
     ]
     for target in verification.targets:
         lines += ["", *_target(target)]
+    lines += ["", *_adapters(verification.adapters)] if verification.adapters else []
     return "\n".join(lines) + "\n"
 
 
 def faults(verification: Verification) -> list[str]:
     """A sentence for each check that failed."""
-    return [f"{target.target}: {fault}" for target in verification.targets for fault in faults_of(target)]
+    told = [f"{target.target}: {fault}" for target in verification.targets for fault in faults_of(target)]
+    return told + [
+        f"{one.target} with adapter '{one.adapter}': {_fault(check)}"
+        for one in verification.adapters
+        for check in one.checks
+        if not check.passed
+    ]
 
 
 def faults_of(target: TargetVerification) -> list[str]:
@@ -118,6 +125,28 @@ def _target(target: TargetVerification) -> list[str]:
     ]
     differing = [(clip.clip, said) for clip in target.clips for said in clip.said if not said.same]
     return lines + (["", "Texts that differ:", "", *_differing(differing)] if differing else [])
+
+
+def adapter_rows(adapters: Sequence[AdapterVerification]) -> list[tuple[str, ...]]:
+    """Each adapter on each target: its figures, the one that is judged beside its limit."""
+    return [
+        (
+            one.adapter,
+            f"{one.target} ({one.engine})",
+            *(figure(name, getattr(one, name)) for name in ("logits", "kl", "kl_clip", "top1")),
+            ", ".join(f"{check.figure} {_limit(check)}: {_verdict(check)}" for check in one.checks),
+        )
+        for one in adapters
+    ]
+
+
+ADAPTER_HEAD = ("adapter", "target", "logits", "KL", "KL, worst clip", "top-1", "")
+
+
+def _adapters(adapters: Sequence[AdapterVerification]) -> list[str]:
+    verdict = "passed" if all(one.passed for one in adapters) else "FAILED"
+    said = "Added as it runs, against the original in the recipe's weights with the adapter merged."
+    return [f"## Adapters: {verdict}", "", said, "", *table(ADAPTER_HEAD, adapter_rows(adapters))]
 
 
 def _figure_rows(figures: Figures, checks: Sequence[Check]) -> list[tuple[str, ...]]:

@@ -8,10 +8,11 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,12 @@ from ..targets.contract import BundleFile, EngineError, Float32, Progress, Thres
 from ..targets.manifest import AdapterSource, Manifest
 from ..targets.probe import Answer, Report, Request, command, read_report, write_requests
 from . import reference, stored
+from . import runtime_adapters as beside
 from . import speech as recordings
+from . import verify_adapters as adapters
 from .checkpoint import Checkpoint
 from .figures import (
+    AdapterVerification,
     Comparison,
     Figures,
     Said,
@@ -62,9 +66,12 @@ def verify(
     cache: Path | None = None,
     engine: str | None = None,
     target: str | None = None,
+    runtime_adapters: Sequence[beside.Kept] = (),
     progress: Progress | None = None,
 ) -> Verification:
     """How the bundle at a path compares with the checkpoint (adapters merged) that it was built from.
+
+    Of `runtime_adapters` each is compared too, as the bundle adds it, with the original that it is merged into.
 
     `speech` lists the recordings, by default those that ossicle ships. `cache` keeps the original's readings. `engine` runs the
     artifacts in place of the one that they were built for. `target` is the only one that is compared.
@@ -82,12 +89,15 @@ def verify(
         kept = list(reference.keep(checkpoint, spoken, Path(folder), progress))
         rounded = stored.keep(checkpoint, recipe, kept, progress) if stored.rounds(recipe) else [None] * len(kept)
         entries = [Kept(clip, path, beside) for (clip, path), beside in zip(kept, rounded, strict=True)]
+        runners = {name: one for name, one in _runners(manifest, engine).items() if target in (None, name)}
         targets = tuple(
-            _judged(bundle, name, runner, entries, recipe.thresholds, progress)
-            for name, runner in _runners(manifest, engine).items()
-            if target in (None, name)
+            _judged(bundle, name, runner, entries, recipe.thresholds, progress) for name, runner in runners.items()
         )
-    return Verification(manifest.name, recipe.name, spoken.name, spoken.sha256, recipe.thresholds, targets)
+        readings = [reference.read(entry.path, entry.clip) for entry in entries[: adapters.CLIPS]]
+        added = adapters.verify(
+            bundle, manifest, checkpoint, recipe, runtime_adapters, readings, runners, ask, progress
+        )
+    return Verification(manifest.name, recipe.name, spoken.name, spoken.sha256, recipe.thresholds, targets, added)
 
 
 def check_possible(checkpoint: Checkpoint, speech: Path | None = None) -> None:
@@ -121,16 +131,25 @@ def check_source(manifest: Manifest, checkpoint: Checkpoint) -> None:
 
 def mark(bundle: Path, verification: Verification) -> Manifest:
     """The bundle's manifest with its `verification` section brought up to date, written in place."""
-    manifest = replace(manifests.read(bundle), verification=section(verification))
+    manifest = manifests.read(bundle)
+    manifest = replace(manifest, verification=section(verification, manifest.verification))
     with tempfile.TemporaryDirectory(dir=bundle, prefix=".verification-") as folder:
         manifests.write(Path(folder), manifest)
         os.replace(Path(folder) / manifests.NAME, bundle / manifests.NAME)
     return manifest
 
 
-def section(verification: Verification) -> dict[str, Any]:
-    """The manifest's `verification` section: by target, the figures to two digits, without times or machines."""
-    return {target.target: _entry(verification, target) for target in verification.targets}
+def section(verification: Verification, before: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """The manifest's `verification` section: by target, the figures to two digits, without times or machines.
+
+    What was said `before` of adapters holds for those that were not compared now.
+    """
+    entries = {}
+    for target in verification.targets:
+        added = dict(before.get(target.target, {}).get("adapters", {}))
+        added |= {one.adapter: _adapter_entry(one) for one in verification.adapters if one.target == target.target}
+        entries[target.target] = _entry(verification, target, added)
+    return entries
 
 
 def compare(reading: Reading, answers: Sequence[Answer], rounded: StoredReading | None = None) -> Comparison:
@@ -267,10 +286,18 @@ def _said(clip: Clip, reply: Reply, text: str) -> Said:
     return Said(reply.language, reply.question, reply.text, text, expected)
 
 
-def _entry(verification: Verification, target: TargetVerification) -> dict[str, Any]:
+def _adapter_entry(found: AdapterVerification) -> dict[str, Any]:
+    figures = {name: _rounded(getattr(found, name)) for name in ("logits", "kl", "kl_clip", "top1")}
+    return {"failed": [check.figure for check in found.checks if not check.passed], "figures": figures}
+
+
+def _entry(verification: Verification, target: TargetVerification, added: Mapping[str, Any]) -> dict[str, Any]:
+    failed = [check.figure for check in target.checks if not check.passed]
+    failed += [f"{figure} with adapter '{name}'" for name, entry in added.items() for figure in entry["failed"]]
     return {
-        "passed": target.passed,
-        "failed": [check.figure for check in target.checks if not check.passed],
+        **({"adapters": dict(added)} if added else {}),
+        "passed": not failed,
+        "failed": failed,
         "proof": target.proof,
         "engine": target.engine,
         "speech": {"name": verification.speech, "sha256": verification.speech_sha256, "clips": len(target.clips)},

@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Any
 
 from ..targets import manifest as manifests
-from ..targets.contract import OssicleError
+from ..targets.contract import Float32, OssicleError
 from ..targets.memory import peak_memory_of_all
 from ..targets.probe import Answer, Kind, Report, Request, read_requests, write_report
 from .base import proof
@@ -73,6 +73,11 @@ def _ask(session: Session, request: Request) -> Reply:
     return session.chat([{"role": "user", "content": content}], max_tokens=request.max_tokens)
 
 
+def _score(session: Session, request: Request) -> Float32:
+    added = request.adapters or None
+    return session.score(request.audio, request.tokens, language=request.language, adapters=added)
+
+
 def _transcribe(session: Session, request: Request) -> Reply:
     return session.transcribe(request.audio, language=request.language, max_tokens=request.max_tokens)
 
@@ -80,7 +85,7 @@ def _transcribe(session: Session, request: Request) -> Reply:
 _ANSWERS: dict[Kind, Callable[[Session, Request], Any]] = {
     "logmel": lambda session, request: session.log_mel(request.audio),
     "audio": lambda session, request: session.embed_audio(request.audio),
-    "score": lambda session, request: session.score(request.audio, request.tokens, language=request.language),
+    "score": _score,
     "transcribe": _transcribe,
     "ask": _ask,
 }

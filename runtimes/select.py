@@ -177,6 +177,7 @@ def _candidate(
         told.providers.get(provider),
         None if kind else f"provider {provider} leaves the choice to its engine, and is only taken by name",
         _half_refusal(told.name, provider, manifest),
+        _adapter_refusal(manifest, told.target, stage),
         None if wanted.allow_failed else _failure(manifest, told.target),
         _memory_refusal(takes, facts),
     )
@@ -199,6 +200,15 @@ def _half_refusal(name: str, provider: str, manifest: Manifest) -> str | None:
     if (name, provider) in _HALF and exact:
         return f"it computes in float16, and recipe {recipe['name']} is float32 throughout; it is only taken by name"
     return None
+
+
+def _adapter_refusal(manifest: Manifest, target: str, stage: Stage) -> str | None:
+    """Why a bundle that keeps adapters is not chosen for an engine that adds none: a request may ask for them."""
+    kept = {one.name for one in manifest.runtime_adapters}
+    missing = sorted(kept - {one.name for one in manifest.runtime_adapters if one.target == target})
+    if stage == "encoder" or not missing:
+        return None
+    return f"it does not add the bundle's adapters as it runs ({', '.join(missing)}), and is only taken by name"
 
 
 def _failure(manifest: Manifest, target: str) -> str | None:

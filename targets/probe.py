@@ -43,6 +43,7 @@ class Request:
     question: str = ""
     tokens: tuple[int, ...] = ()
     max_tokens: int = 256
+    adapters: Mapping[str, float] = field(default_factory=dict)  # added at run time, to what `score` asks
 
 
 @dataclass(frozen=True)

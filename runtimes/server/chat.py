@@ -12,13 +12,13 @@ from .answering import Events, Whole, answer, in_time
 from .conversation import conversation
 from .errors import ApiError
 from .fields import Field
-from .service import Service
+from .service import Service, chosen
 from .uploads import check_durations, read_json
 
 _NO_EFFECT = "taken, and without effect"
 COMPLETION = (
     Field("messages", "list", "the conversation: texts, and recordings as input_audio parts", required=True),
-    Field("model", "text", "the model's name or an alias of it; see /v1/models"),
+    Field("model", "text", "the model's name or an alias of it, with :ADAPTER behind it an adapter's; see /v1/models"),
     Field("max_tokens", "integer", "at most so many tokens; 1024 by default", least=1),
     Field("max_completion_tokens", "integer", "the same as max_tokens", least=1),
     Field("temperature", "number", "0, the default: always the likeliest token", least=0, most=2),
@@ -67,10 +67,10 @@ CALLS = ("tools", "tool_choice", "parallel_tool_calls")
 async def completions(service: Service, request: Any) -> Any:
     """The answer to a conversation of texts and recordings, whole or as it is found."""
     values = await in_time(request, read_json(request, COMPLETION))
-    name = service.check_model(values.get("model"))
+    model = service.model(values.get("model"))
     messages, files = await asyncio.to_thread(conversation, values["messages"])
     await check_durations(files, service.options.max_seconds)
-    settings = _settings(values) | {name: values[name] for name in CALLS if name in values}
+    settings = _settings(values) | chosen(model) | {name: values[name] for name in CALLS if name in values}
     is_streamed = bool(values.get("stream"))
 
     def converse(session: Session, unwanted: Callable[[], bool]) -> Generator[str, None, Any]:
@@ -80,7 +80,7 @@ async def completions(service: Service, request: Any) -> Any:
                 yield piece
         return stream.reply
 
-    head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time()), "model": name}
+    head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time()), "model": model.name}
     form = _chunks(head, values) if is_streamed else Whole(lambda reply: shapes.completion(head, reply))
     return await answer(request, service.metrics, converse, form)
 

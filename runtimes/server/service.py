@@ -1,6 +1,9 @@
 """What every route of a server shares."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
 
 from ...targets.manifest import Manifest
 from ..session import Session
@@ -12,26 +15,46 @@ from .options import ServerOptions
 
 
 @dataclass(frozen=True)
+class Model:
+    """A model that clients may ask for: its name, and the adapters that come with it, None: as the bundle was loaded."""
+
+    name: str
+    parent: str | None = None  # the name of the same without the adapter
+    adapters: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
 class Service:
     """One bundle behind one server."""
 
     options: ServerOptions
-    names: tuple[str, ...]  # of the model; the first is the one that answers carry
+    models: Mapping[str, Model] = field(repr=False)  # by name; the first is taken where a request names none
     manifest: Manifest
     session: Session  # asked for what is so of all; work is done through `workers`
     workers: Workers
     places: Places
     metrics: Metrics
 
-    def check_model(self, name: str | None) -> str:
-        """The name that an answer carries.
+    @property
+    def main(self) -> Model:
+        """The bundle under its own name."""
+        return next(iter(self.models.values()))
+
+    def model(self, name: str | None) -> Model:
+        """The model that a request asks for.
 
         Raises:
-            ApiError: 404 where it is neither the model's nor an alias.
+            ApiError: 404 where there is none of this name.
         """
-        if name is None or name in self.names:
-            return name or self.names[0]
-        message = f"model '{name}' is not served here (it can be: {', '.join(self.names)}; --alias names others)."
+        if name is None:
+            return self.main
+        if name in self.models:
+            return self.models[name]
+        near = get_close_matches(name, self.models, n=3)
+        said = f"near it: {', '.join(near)}; " if near else ""
+        message = (
+            f"model '{name}' is not served here ({said}it can be: {', '.join(self.models)}; --alias names others)."
+        )
         raise ApiError(404, message, "model_not_found", "model")
 
 
@@ -43,4 +66,19 @@ def service(session: Session, options: ServerOptions, folder_name: str) -> Servi
     metrics.watch(workers, lambda: places.taken)
     manifest = session.manifest
     names = tuple(dict.fromkeys((manifest.name, folder_name, *options.aliases)))
-    return Service(options, names, manifest, session, workers, places, metrics)
+    models = _models(names, session.adapters)
+    return Service(options, models, manifest, session, workers, places, metrics)
+
+
+def chosen(model: Model) -> Any:
+    """What a session is told of a model's adapters, as settings."""
+    return {} if model.adapters is None else {"adapters": model.adapters}
+
+
+def _models(names: Sequence[str], adapters: Sequence[str]) -> dict[str, Model]:
+    """The bundle under each of its names, and behind them each adapter with it, as NAME:ADAPTER."""
+    with_adapters = [Model(f"{name}:{one}", name, {one: 1.0}) for name in names for one in adapters]
+    found = {name: Model(name) for name in names}
+    for model in with_adapters:
+        found.setdefault(model.name, model)  # a name that was given to the bundle is the bundle's
+    return found

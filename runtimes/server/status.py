@@ -3,14 +3,14 @@
 from typing import Any
 
 from .metrics import TYPE
-from .service import Service
+from .service import Model, Service
 
 
 async def models(service: Service, _: Any) -> Any:
-    """The model that is served, under each of its names."""
+    """The model that is served, under each of its names, and with each of its adapters."""
     from starlette.responses import JSONResponse
 
-    entries = [{"id": name, "object": "model", "created": 0, "owned_by": "ossicle"} for name in service.names]
+    entries = [_entry(model) for model in service.models.values()]
     return JSONResponse({"object": "list", "data": entries})
 
 
@@ -18,8 +18,12 @@ async def model(service: Service, request: Any) -> Any:
     """One name of the model that is served."""
     from starlette.responses import JSONResponse
 
-    name = service.check_model(request.path_params["name"])
-    return JSONResponse({"id": name, "object": "model", "created": 0, "owned_by": "ossicle"})
+    return JSONResponse(_entry(service.model(request.path_params["name"])))
+
+
+def _entry(model: Model) -> dict[str, Any]:
+    of = {"parent": model.parent} if model.parent else {}
+    return {"id": model.name, "object": "model", "created": 0, "owned_by": "ossicle", **of}
 
 
 async def health(service: Service, _: Any) -> Any:
@@ -29,7 +33,8 @@ async def health(service: Service, _: Any) -> Any:
     places, workers = service.places, service.workers
     document = {
         "status": "ending" if places.draining else "ready",
-        "model": service.names[0],
+        "model": service.main.name,
+        "adapters": service.session.adapters,
         "recipe": service.manifest.recipe.get("name"),
         "engine": service.session.engine,
         "stages": service.session.stages,

@@ -13,7 +13,7 @@ from .answering import Events, Whole, answer, in_time
 from .errors import ApiError
 from .fields import Field
 from .jobs import Work
-from .service import Service
+from .service import Service, chosen
 from .uploads import check_durations, read_form
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
@@ -22,7 +22,7 @@ TIMED = ("srt", "verbose_json", "vtt")  # cut where it is quiet, so that there a
 TRANSLATE = "Translate the speech into English. Answer with the translation alone."
 
 _SHARED = (
-    Field("model", "text", "the model's name or an alias of it; see /v1/models"),
+    Field("model", "text", "the model's name or an alias of it, with :ADAPTER behind it an adapter's; see /v1/models"),
     Field("response_format", "text", "how the answer is written; json by default", only=FORMATS),
     Field("temperature", "number", "0, the default: always the likeliest token", least=0, most=2),
     Field("prompt", "text", "must be empty: these models were not trained to take one", only=("",)),
@@ -42,9 +42,10 @@ TRANSLATION = _SHARED
 async def transcriptions(service: Service, request: Any) -> Any:
     """The words of a recording, whole or as they are found."""
     values, file = await in_time(request, read_form(request, TRANSCRIPTION))
-    _check(service, values)
+    model = service.model(values.get("model"))
+    _check(values)
     seconds = await check_durations([file], service.options.max_seconds)
-    language, settings = values.get("language"), _settings(values)
+    language, settings = values.get("language"), _settings(values) | chosen(model)
 
     def transcribe(session: Session, unwanted: Callable[[], bool]) -> Generator[str, None, Any]:
         if values.get("response_format") in TIMED:
@@ -62,10 +63,11 @@ async def transcriptions(service: Service, request: Any) -> Any:
 async def translations(service: Service, request: Any) -> Any:
     """What a recording says, in English: the model is asked in words, since it has no mode for it."""
     values, file = await in_time(request, read_form(request, TRANSLATION))
-    _check(service, values)
+    model = service.model(values.get("model"))
+    _check(values)
     await check_durations([file], service.options.max_seconds)
     content = [{"type": "audio", "audio": file}, {"type": "text", "text": TRANSLATE}]
-    settings = _settings(values)
+    settings = _settings(values) | chosen(model)
 
     def translate(session: Session, unwanted: Callable[[], bool]) -> Generator[str, None, Any]:
         stream = session.stream([{"role": "user", "content": content}], **settings, cancelled=unwanted)
@@ -88,9 +90,8 @@ def _settings(values: dict[str, Any]) -> Any:
     return {"temperature": temperature, "seed": values.get("seed", drawn)}
 
 
-def _check(service: Service, values: dict[str, Any]) -> None:
+def _check(values: dict[str, Any]) -> None:
     """What the table of fields cannot say."""
-    service.check_model(values.get("model"))
     if values.get("include"):
         raise ApiError(400, "'include' must be empty: log probabilities are not given.", None, "include")
     if set(values.get("timestamp_granularities", ())) - {"segment"}:

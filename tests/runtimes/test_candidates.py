@@ -14,7 +14,7 @@ from ossicle.runtimes.processor import Processor
 from ossicle.runtimes.registry import runtimes
 from ossicle.runtimes.select import Candidate, Wanted, candidates
 from ossicle.targets.contract import Artifact, EngineError, Memory
-from ossicle.targets.manifest import Manifest
+from ossicle.targets.manifest import Manifest, RuntimeAdapter
 from ossicle.tests.fakes import write_bundle
 
 GB = 1_000_000_000
@@ -153,6 +153,15 @@ def test_half_precision_is_not_chosen_for_a_recipe_that_excludes_it(manifest: Ma
     exact = replace(manifest, recipe={"name": "fp32", "compute": "float32", "integer_activations": False})
     assert "openvino:npu" not in possible(choices(CORE_ULTRA, exact), "decoder")
     assert "float16, and recipe fp32 is float32" in reason(choices(CORE_ULTRA, exact), "encoder", "openvino:npu")
+
+
+def test_a_bundle_that_keeps_adapters_is_not_chosen_for_an_engine_that_adds_none(manifest: Manifest) -> None:
+    (file, *_) = manifest.files
+    kept = replace(manifest, runtime_adapters=(RuntimeAdapter("legal", "onnx", file, ()),))
+    found = choices(CORE_ULTRA, kept)
+    assert possible(found, "decoder") == possible(found, "prefill") == ["onnxruntime"]
+    assert "openvino" in possible(found, "encoder")
+    assert "does not add the bundle's adapters as it runs (legal)" in reason(found, "decoder", "openvino")
 
 
 def test_what_failed_verification_is_not_chosen_unless_tolerated(manifest: Manifest) -> None:

@@ -17,7 +17,8 @@ from ossicle.runtimes.opening import load
 from ossicle.runtimes.session import Session
 from ossicle.runtimes.subtitles import srt, vtt
 from ossicle.targets.contract import EngineError
-from ossicle.tests.fakes import FakeEngine, FakeRuntime, write_bundle
+from ossicle.tests.fakes import FakeEngine, FakeRuntime, demo_tokenizer, write_bundle
+from ossicle.tests.runtimes.fake_adapters import SHIFTS, Adapting, Merged
 from ossicle.tests.servers import served, wav
 
 TRANSCRIBE, TRANSLATE, CHAT = "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/chat/completions"
@@ -278,3 +279,24 @@ def test_an_engine_that_fails_is_told(tmp_path: Path) -> None:
         assert "lost its device" in found.json()["error"]["message"]
         streamed = _events(httpx.post(url + TRANSCRIBE, files=_file(), data={"stream": "true"}))
         assert "lost its device" in streamed[-1]["error"]["message"]
+
+
+def test_an_adapter_is_a_model_of_its_own(tmp_path: Path) -> None:
+    manifest, tokenizer = write_bundle(tmp_path), demo_tokenizer(tmp_path)
+    alone = {name: Session(manifest, tokenizer, Merged(shift)) for name, shift in {"": 0.0, **SHIFTS}.items()}
+    session = Session(manifest, tokenizer, Adapting(*SHIFTS))
+    with served(session, aliases=("whisper-1",)) as (url, _), httpx.Client(base_url=url, timeout=30) as client:
+        models = {entry["id"]: entry.get("parent") for entry in client.get("/v1/models").json()["data"]}
+        assert models["fake:legal"] == "fake"
+        assert models["whisper-1:polite"] == "whisper-1"
+        assert client.get("/health").json()["adapters"] == list(SHIFTS)
+        for name in ("legal", "", "polite", "legal"):
+            asked = "whisper-1" + (f":{name}" if name else "")
+            form = {"model": asked, "response_format": "text"}
+            heard = client.post(TRANSCRIBE, files=_file(), data=form).text
+            assert heard == alone[name].transcribe(io.BytesIO(wav())).text + "\n"
+            answer = client.post(CHAT, json=_ask({"type": "text", "text": "hello"}, model=asked)).json()
+            said = alone[name].chat([{"role": "user", "content": "hello"}], max_tokens=8)
+            assert (answer["choices"][0]["message"]["content"], answer["model"]) == (said.text, asked)
+        error = client.post(CHAT, json=_ask({"type": "text", "text": "hello"}, model="fake:legl")).json()["error"]
+        assert "model 'fake:legl' is not served here (near it: fake:legal" in error["message"]
