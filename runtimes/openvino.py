@@ -12,6 +12,7 @@ import numpy as np
 
 from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
+from ..targets.openvino_core import core
 from . import openvino_devices, openvino_models, openvino_static
 from .artifacts import stage_file
 from .base import Encoder, Engine, KeyValues, Options, Sequences, check_options, opened_without_encoder
@@ -66,16 +67,13 @@ class OpenVino:
     def _core(self, options: Options) -> Any:
         if reason := self.usable():
             raise EngineError(f"engine 'openvino' cannot be used: {reason}")
-        import openvino
-
-        core = openvino.Core()
         check_options(
             self.name,
             options,
-            providers=openvino_devices.present(core),
+            providers=openvino_devices.present(core()),
             kv_caches=("float32",) if options.provider in self._static else tuple(KV_CACHES),
         )
-        return core
+        return core()
 
 
 class OpenVinoEncoder:

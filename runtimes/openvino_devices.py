@@ -1,9 +1,9 @@
 """OpenVINO's devices: which of them it has here, and what is missing for the others."""
 
 from functools import cache
-from types import ModuleType
 from typing import Any
 
+from ..targets.openvino_core import core
 from .machine import HERE, Machine
 from .refusal import Device, Refusal, lacking, undriven
 from .refusal import present as matching
@@ -12,24 +12,22 @@ DEVICES = ("cpu", "gpu", "npu", "auto")
 _NEEDED: dict[str, Device] = {"gpu": "intel gpu", "npu": "intel npu"}
 
 
-def present(core: Any) -> list[str]:
+def present(openvino: Any) -> list[str]:
     """Those of DEVICES that OpenVINO has here; "auto" takes the best of them."""
-    found = {device.split(".")[0].lower() for device in core.available_devices}
+    found = {device.split(".")[0].lower() for device in openvino.available_devices}
     return [device for device in DEVICES if device in found | {"auto"}]
 
 
 def states() -> dict[str, str | None]:
     """What speaks against each device here, by name; None: nothing."""
-    import openvino
-
-    found = _asked(openvino)
+    found = _asked()
     return {device: None if device in found else refusal(device) for device in DEVICES}
 
 
 @cache
-def _asked(openvino: ModuleType) -> tuple[str, ...]:
+def _asked() -> tuple[str, ...]:
     """Those that OpenVINO has, asked once in a process."""
-    return tuple(present(openvino.Core()))
+    return tuple(present(core()))
 
 
 def refusal(device: str, machine: Machine = HERE) -> Refusal:

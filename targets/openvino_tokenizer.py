@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from .openvino_core import core
+
 TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
 _NEVER = b"(?!)"  # a pattern that matches nothing
 # Beside every special token's name: accents, scripts without spaces, signs of several code points, spaces of all kinds.
@@ -69,12 +71,11 @@ def _recognize_nothing(model: Any) -> None:
 
 def _check(models: Sequence[Any], tokenizer: Path) -> None:
     """Raise `ValueError` for a text that the models do not make the same of as tokenizer.json does."""
-    import openvino
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_file(str(tokenizer))
     backend.encode_special_tokens = True
-    encode, decode = (openvino.Core().compile_model(model, "CPU") for model in models)
+    encode, decode = (core().compile_model(model, "CPU") for model in models)
     specials = [token["content"] for token in json.loads(tokenizer.read_bytes())["added_tokens"]]
     for text in (*_SAMPLES, *specials):
         ids = backend.encode(text, add_special_tokens=False).ids

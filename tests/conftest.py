@@ -3,6 +3,12 @@
 import os
 import tempfile
 
+from hypothesis import HealthCheck, settings
+
 # Before anything is imported, so that processes that tests start have it too.
 os.environ["OSSICLE_MEASURE"] = "0"
 os.environ["OSSICLE_CACHE"] = tempfile.mkdtemp(prefix="ossicle-tests-")
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")

@@ -58,7 +58,7 @@ def session(bundle: Path) -> Iterator[Session]:
 @pytest.fixture(scope="module")
 def client(bundle: Path) -> Iterator[openai.OpenAI]:
     with process([*SERVE, str(bundle)]) as (_, address):
-        yield openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60)
+        yield openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ossicle.benchmarks.checkpoints import configuration, write_random
 from ossicle.compiler.checkpoint import Checkpoint, HalfSplit, open_checkpoint
@@ -347,7 +347,6 @@ def test_hub_unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 @given(data=st.data())
-@settings(deadline=None)
 def test_damaged_files_give_checkpoint_errors(hub: Path, tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     """Whatever is cut or changed: a header that is read describes the file, or a CheckpointError is raised."""
     good = bytearray((hub / "model.safetensors").read_bytes())

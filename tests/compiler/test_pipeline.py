@@ -105,7 +105,7 @@ def test_a_killed_build_leaves_nothing_that_loads_and_resumes(
 def test_ctrl_c_ends_a_build_cleanly(building: tuple[Path, subprocess.Popen[str]]) -> None:
     out, process = building
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert not out.exists()

@@ -248,4 +248,4 @@ def test_a_worker_ends_with_the_sweep_that_started_it(tmp_path: Path) -> None:
     assert process.poll() is None
     assert process.stdin is not None
     process.stdin.close()
-    assert process.wait(timeout=60) == 2
+    assert process.wait(timeout=300) == 2

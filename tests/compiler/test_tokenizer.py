@@ -70,14 +70,14 @@ def test_ids_are_those_of_mistral_common(real: Pair, demo: Pair, text: str) -> N
     demo.agree(text)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=st.text(max_size=60))
 def test_any_text_gives_the_same_ids(real: Pair, demo: Pair, text: str) -> None:
     real.agree(text)
     demo.agree(text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(alphabet="abAB12 \n\r\t'/.-_é漢", max_size=200))
 def test_text_of_few_letters_gives_the_same_ids(real: Pair, demo: Pair, text: str) -> None:
     real.agree(text)
@@ -88,7 +88,7 @@ def test_source_code_gives_the_same_ids(real: Pair) -> None:
     real.agree(Path(mistral_common.__file__).parent.joinpath("tokens/tokenizers/tekken.py").read_text())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ids=st.lists(st.integers(1000, 131071), max_size=12))
 def test_any_ids_decode_to_the_same_text(real: Pair, ids: list[int]) -> None:
     assert real.ours.decode(ids) == real.theirs.decode(ids)
@@ -109,7 +109,7 @@ ENDS = ("aa", "ab", "ba", "bb")
 WORDS = st.permutations([start + end for start in ("", "a", "b", *ENDS) for end in ENDS])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(words=WORDS, kept=st.integers(1, 28), text=st.text(alphabet="ab", max_size=40))
 def test_merges_join_as_ranks_do_in_any_table(words: list[str], kept: int, text: str) -> None:
     tokens = [bytes([byte]) for byte in range(256)] + [word.encode() for word in dict.fromkeys(words[:kept])]

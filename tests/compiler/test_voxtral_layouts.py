@@ -116,7 +116,6 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["multimodal", "dim", "n_layers"]) | st.text(), JSON, max_size=4))
-@settings(deadline=None)
 def test_any_params_json_is_answered(params: Any) -> None:
     assert not voxtral.in_mistral_layout(params)
     with pytest.raises(CheckpointError):
@@ -218,7 +217,7 @@ PLAIN = st.text(st.characters(categories=["L", "N", "P", "Zs"]), min_size=1).map
         st.tuples(st.lists(PLAIN | st.sampled_from([1, 2]), min_size=1, max_size=3), PLAIN), min_size=1, max_size=2
     ),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_conversations(
     tokenizer: MistralTokenizer, system: str | None, turns: list[tuple[list[str | int], str]]
 ) -> None:

@@ -45,7 +45,7 @@ def test_int4_is_never_worse_than_the_plain_scale():
     assert errors[0].sum() < 0.97 * errors[1].sum()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(MATRICES, st.sampled_from([(8, True), (4, True), (4, False), (8, False)]), st.sampled_from([16, 32, 128]))
 def test_every_weight_comes_back_within_half_a_step(weights, form, group):
     bits, symmetric = form
@@ -63,7 +63,6 @@ def test_every_weight_comes_back_within_half_a_step(weights, form, group):
 
 
 @given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 33)), elements=st.integers(0, 15)))
-@settings(deadline=None)
 def test_packed_pairs_come_back(codes):
     packed = groupwise.pack_pairs(codes)
     assert packed.shape == (codes.shape[0], (codes.shape[1] + 1) // 2)

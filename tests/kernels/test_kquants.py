@@ -81,7 +81,7 @@ def test_the_bytes_are_those_of_ggml(ggml, name, important):
     assert not different
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     name=st.sampled_from(sorted(LAYOUTS)),
     weights=arrays.arrays(

@@ -25,7 +25,7 @@ def least_error(values: np.ndarray, levels: int) -> float:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     values=arrays.arrays(np.float32, st.tuples(st.just(1), st.integers(1, 11)), elements=FINITE),
     levels=st.integers(1, 5),

@@ -47,7 +47,7 @@ def lost(name, weights, found, group):
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(weights=MATRICES, form=FORMS)
 def test_codes_are_in_range_the_same_each_time_and_never_worse_than_nearest(name, weights, form):
     bits, group, symmetric = form

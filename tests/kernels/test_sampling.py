@@ -21,7 +21,7 @@ def _logits(seed: int) -> np.ndarray:
     penalty=st.sampled_from([1.0, 1.3]),
     allowed=st.sets(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_only_what_is_allowed_is_chosen(
     seed: int, temperature: float, top_k: int, top_p: float, penalty: float, allowed: set[int]
 ) -> None:
@@ -42,7 +42,7 @@ def test_only_what_is_allowed_is_chosen(
     top_p=st.floats(0.05, 1.0),
     min_p=st.floats(0.0, 0.5),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_filters_equal_transformers(seed: int, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
     import torch
     from transformers import (
@@ -64,7 +64,7 @@ def test_filters_equal_transformers(seed: int, temperature: float, top_k: int, t
 
 
 @given(seed=st.integers(0, 10**6), penalty=st.floats(0.5, 2.0), seen=st.lists(st.integers(0, VOCABULARY - 1)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_penalty_equals_transformers(seed: int, penalty: float, seen: list[int]) -> None:
     import torch
     from transformers import RepetitionPenaltyLogitsProcessor

@@ -99,14 +99,14 @@ SCHEMAS = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(schema=SCHEMAS, seed=st.integers(0, 2**31))
 def test_whatever_a_model_wants_its_answer_holds_to_the_schema(tokenizer: Tokenizer, schema: Any, seed: int) -> None:
     text = tokenizer.decode(_say(_rules(tokenizer, response_format=_format(schema)), seed))
     jsonschema.validate(json.loads(text), schema)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     pattern=st.sampled_from(["a|ab", "[a-c]{1,9}x?", "日本|é{2,5}", "[^a-z]{3}", r"[0-9]+(\.[0-9]{2})?!", "a/b"]),
     seed=st.integers(0, 99),

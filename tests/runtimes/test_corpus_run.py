@@ -137,14 +137,14 @@ def test_ctrl_c_finishes_the_files_at_work_and_the_same_command_goes_on(corpus: 
     with started(corpus, tmp_path) as process:
         wait_for(tmp_path, 5, process)
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 130
     assert b"Go on with the same command" in said
     results = lines(tmp_path / "results.jsonl")
     assert 5 <= len(results) < len(corpus.names)
     assert len(lines(tmp_path / "transcripts.jsonl")) + len(lines(tmp_path / "failed.jsonl")) == len(results)
     with started(corpus, tmp_path, "--json") as process:
-        printed, said = process.communicate(timeout=60)
+        printed, said = process.communicate(timeout=300)
     assert process.returncode == 1, said
     assert json.loads(printed)["done"] == 35
     check(corpus, tmp_path)
@@ -156,7 +156,7 @@ def test_no_worker_outlives_a_run_that_is_killed(corpus: Corpus, tmp_path: Path)
         workers = psutil.Process(process.pid).children(recursive=True)
         process.kill()
     assert workers
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=120)
     assert alive == []
 
 
@@ -166,7 +166,7 @@ def test_workers_that_are_killed_are_replaced(corpus: Corpus, tmp_path: Path) ->
             wait_for(tmp_path, settled, process)
             for worker in psutil.Process(process.pid).children():
                 worker.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     again = [entry for entry in lines(tmp_path / "failed.jsonl") if entry["id"] not in corpus.broken]
     assert again == []
     check(corpus, tmp_path)

@@ -46,7 +46,7 @@ def read(path: Path, names: Iterator[str] | list[str]) -> dict[str, Any]:
         return {name: journal.read(entry) for name, entry in entries.items()}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(LINES, st.data())
 def test_cut_off_at_any_byte_what_was_whole_is_kept_and_the_run_goes_on(
     answers: dict[str, Any], data: st.DataObject
@@ -63,7 +63,7 @@ def test_cut_off_at_any_byte_what_was_whole_is_kept_and_the_run_goes_on(
                 assert written(path, {name: said for name, said in answers.items() if name not in kept}) == whole
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(LINES, st.binary(max_size=40), st.data())
 def test_a_damaged_line_costs_no_other(answers: dict[str, Any], noise: bytes, data: st.DataObject) -> None:
     lines = [line({"id": name, "size": 1, "modified": 2, "language": "en", **said}) for name, said in answers.items()]

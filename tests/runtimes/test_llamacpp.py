@@ -200,7 +200,7 @@ arrays = hnp.arrays(
 
 
 @given(messages, st.lists(arrays, max_size=3), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_messages_come_as_they_were_sent(message: dict[str, Any], sent: list[Any], data: st.DataObject) -> None:
     message.pop("arrays", None)
     stream = io.BytesIO()

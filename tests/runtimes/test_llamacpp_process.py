@@ -40,7 +40,7 @@ def opened(bundle: Path, **options: Any) -> Any:
     return llamacpp.RUNTIME.open(bundle, manifest.read(bundle), Options(**{"threads": 1} | options))
 
 
-def gone(pid: int, seconds: float = 10.0) -> bool:
+def gone(pid: int, seconds: float = 60.0) -> bool:
     """Whether a process ends within that time; one that nobody has waited for yet has ended, too."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -177,7 +177,7 @@ WRONG = st.one_of(NUMBERS, BINARY, st.text(max_size=64))
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 def test_garbage_in_files_never_raises(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     broken = data.draw(st.dictionaries(st.sampled_from(PATHS), WRONG, min_size=1, max_size=12))
     cut = {path: text[: data.draw(st.integers(0, 40))] for path, text in ALL.items() if path in PATHS[::7]}

@@ -194,7 +194,7 @@ def test_a_child_that_takes_too_long_is_ended(bundle: Path) -> None:
     assert child.row.reason == "it did not come to its end within the budget"
     child.open(monotonic() - 1)
     assert child.row.reason == "the budget was spent before its turn came"
-    assert monotonic() - started < 10
+    assert monotonic() - started < 60
     child.close()
     assert child._child.returncode is not None
 
@@ -339,7 +339,7 @@ def test_two_processes_do_not_measure_at_once(
     with holder(path, 60) as other:
         started = monotonic()
         assert cache.measured(bundle, three, Options(), budget=0.5) is None
-        assert 0.5 <= monotonic() - started < 5
+        assert 0.5 <= monotonic() - started < 60
         assert (counted, "another process is still measuring" in caplog.text) == ([], True)
         other.kill()  # a process that dies gives its turn back
     assert cache.measured(bundle, three, Options()) == KEPT

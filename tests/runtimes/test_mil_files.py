@@ -23,7 +23,7 @@ WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
 WEIGHT = np.random.default_rng(0).normal(0, 1, (5, 4)).astype(np.float16)
 SCALE = np.full((6, 2), 0.5, np.float16)
 CODES = np.random.default_rng(1).integers(-8, 8, (6, 8)).astype(np.int8)
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+FUZZ = settings(max_examples=150, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 def blob(package: Package, element: str, shape: Any, offset: int) -> str:

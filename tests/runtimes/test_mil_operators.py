@@ -14,9 +14,7 @@ from ossicle.targets.contract import EngineError
 from ossicle.tests.runtimes.mil_package import Package, Stored, element_of, tensor_type
 from torch.nn import functional as F  # noqa: N812
 
-QUICK = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
-)
+QUICK = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 FLOATS = {"fp16": (torch.float16, 1e-3), "fp32": (torch.float32, 2e-6)}
 
 

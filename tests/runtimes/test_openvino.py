@@ -1,6 +1,7 @@
 """What OpenVINO is told and what it refuses, and that its states are its caller's."""
 
 import gc
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -283,3 +284,26 @@ def test_compiled_models_are_kept_where_the_environment_says(
     monkeypatch.setenv(openvino_settings.CACHE, str(tmp_path))
     runtime.RUNTIME.open_encoder(bundle, manifests.read(bundle), Options(threads=1)).close()
     assert list(tmp_path.glob("*.blob"))
+
+
+INTERRUPTED = """
+import os, pathlib, signal, sys
+from ossicle.runtimes.base import Options
+from ossicle.runtimes.openvino import RUNTIME
+from ossicle.targets import manifest
+signal.signal(signal.SIGINT, signal.default_int_handler)
+folder = pathlib.Path(sys.argv[1])
+engines = [RUNTIME.open(folder, manifest.read(folder), Options(threads=1)) for _ in range(3)]
+while engines:
+    engines.pop(0).close()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_signal_finds_a_stack_after_engines_went_in_the_order_they_came(bundle: Path) -> None:
+    child = subprocess.run([sys.executable, "-P", "-c", INTERRUPTED, str(bundle)], capture_output=True, text=True)
+    assert (child.returncode, child.stdout) == (0, "interrupted\n")

@@ -167,7 +167,7 @@ def _dialogues(draw: st.DrawFn) -> list[dict[str, Any]]:
     return messages
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=_dialogues(), description=TEXTS)
 def test_any_dialogue_equals_mistral_common(
     both: tuple[Prompts, Any], messages: list[dict[str, Any]], description: str

@@ -33,7 +33,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 
 @pytest.fixture(scope="module")
 def client(session: Session) -> Iterator[httpx.Client]:
-    with served(session, aliases=("whisper-1",)) as (url, _), httpx.Client(base_url=url, timeout=30) as opened:
+    with served(session, aliases=("whisper-1",)) as (url, _), httpx.Client(base_url=url, timeout=120) as opened:
         yield opened
 
 

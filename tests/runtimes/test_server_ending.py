@@ -40,7 +40,7 @@ def _busy(
 
 def _ask(address: str, number: int) -> httpx.Response:
     asked = {"messages": _messages(number), "max_tokens": TOKENS, "stream": number % 2 == 1}
-    return httpx.post(address + "/v1/chat/completions", json=asked, timeout=60)
+    return httpx.post(address + "/v1/chat/completions", json=asked, timeout=120)
 
 
 def _messages(number: int) -> list[dict[str, str]]:
@@ -69,15 +69,15 @@ def test_what_was_accepted_is_finished(bundle: Path, sign: signal.Signals) -> No
         answers = [one.result() for one in asked]
         assert [one.status_code for one in answers] == [200] * 4
         assert [_text(one) for one in answers] == expected
-        assert running.wait(10) == 0
+        assert running.wait(60) == 0
 
 
 def test_grace_ends(bundle: Path) -> None:
     with _busy(bundle, 0.1, 0.3, 2) as (running, _, asked):
         started = monotonic()
         running.send_signal(signal.SIGTERM)
-        assert running.wait(10) == 0
-        assert monotonic() - started < 8
+        assert running.wait(60) == 0
+        assert monotonic() - started < 45
         whole, streamed = (one.result() for one in asked)
         assert whole.status_code == 503
         assert "shutting_down" in (streamed.text if streamed.status_code == 200 else streamed.json()["error"]["code"])
@@ -89,6 +89,6 @@ def test_a_second_signal_ends_at_once(bundle: Path) -> None:
         while httpx.get(address + "/health").status_code == 200:
             sleep(0.01)
         running.send_signal(signal.SIGTERM)
-        running.wait(10)
+        running.wait(60)
         (error,) = [one.exception() or one.result() for one in asked]
         assert isinstance(error, httpx.HTTPError) or error.status_code == 503

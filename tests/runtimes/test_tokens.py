@@ -16,7 +16,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @given(text=st.text(max_size=30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_pieces_add_up_and_are_whole_characters(tokenizer: Tokenizer, text: str) -> None:
     growing = GrowingText(tokenizer)
     pieces = [growing.add(token) for token in tokenizer.encode(text)]
@@ -26,14 +26,14 @@ def test_pieces_add_up_and_are_whole_characters(tokenizer: Tokenizer, text: str)
 
 
 @given(ids=st.lists(st.integers(40, 511), max_size=30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_ids_give_the_text_of_the_whole(tokenizer: Tokenizer, ids: list[int]) -> None:
     growing = GrowingText(tokenizer)
     assert "".join([*map(growing.add, ids), growing.finish()]) == tokenizer.decode(ids)
 
 
 @given(text=st.text("abc ", max_size=20), stop=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_text_ends_at_the_first_stop_string(tokenizer: Tokenizer, text: str, stop: list[str]) -> None:
     growing, shown = GrowingText(tokenizer, stop), ""
     for token in [id for letter in text for id in tokenizer.encode(letter)]:

@@ -189,7 +189,7 @@ def form(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return _form(request.param, tmp_path_factory.mktemp("tekken"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31))
 def test_any_calls_of_any_version_are_read(form: tuple[Tokenizer, Any], seed: int) -> None:
     tokenizer, written = form

@@ -48,7 +48,7 @@ matrices = hnp.arrays(
 
 
 @given(st.dictionaries(keys, values, max_size=8), st.lists(st.sampled_from(ALL), max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_written_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, metadata: dict[str, Any], kinds: list[Any]
 ) -> None:
@@ -80,7 +80,7 @@ def small() -> bytes:
 
 
 @given(st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_file_cut_short_is_refused(
     small: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -91,7 +91,7 @@ def test_a_file_cut_short_is_refused(
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_damaged_file_is_read_or_refused(
     small: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -128,7 +128,7 @@ def test_a_type_or_a_row_that_no_block_fits_is_refused(tmp_path: Path) -> None:
 
 
 @given(matrices)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_eight_bits_are_the_bytes_of_ggml(weights: np.ndarray) -> None:
     # a block so small that its scale is no float16 keeps its numbers here, and is zero there
     largest = np.abs(weights.reshape(len(weights), -1, 32)).max(-1)
@@ -139,7 +139,7 @@ def test_eight_bits_are_the_bytes_of_ggml(weights: np.ndarray) -> None:
 
 
 @given(matrices)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_four_bits_stand_for_the_shared_numbers(weights: np.ndarray) -> None:
     codes, scales = groupwise.quantize_symmetric(weights, 4, 32)
     rows = QuantizedRows(0, codes, scales, None)
@@ -148,7 +148,7 @@ def test_four_bits_stand_for_the_shared_numbers(weights: np.ndarray) -> None:
 
 
 @given(matrices)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_four_bits_with_a_minimum_agree_to_its_float16(weights: np.ndarray) -> None:
     codes, scales, zeros = groupwise.quantize_asymmetric(weights, 4, 32)
     packed = gguf_blocks.pack_codes(QuantizedRows(0, codes, scales, zeros), Q4_1)

@@ -126,7 +126,7 @@ def test_bfloat16_is_stored_as_it_came(tmp_path: Path) -> None:
 
 
 @given(hnp.arrays(np.float32, 64, elements=st.floats(-(2.0**126), 2.0**126, width=32)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bfloat16_is_rounded_as_torch_rounds(values: np.ndarray) -> None:
     halves = (values.view(np.uint32) & 0xFFFF0000 | 0x8000).view(np.float32)  # half way between two
     for numbers in (values, halves):

@@ -72,7 +72,7 @@ JSON = st.recursive(
 KEYS = ("version", "artifacts", "files", "audio", "text", "source", "adapters", "recipe")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(KEYS), value=JSON)
 def test_any_entry_replaced_is_read_or_refused(tmp_path: Path, key: str, value: object) -> None:
     write_bundle(tmp_path)
@@ -81,7 +81,7 @@ def test_any_entry_replaced_is_read_or_refused(tmp_path: Path, key: str, value: 
         assert manifests.read(tmp_path).version == manifests.VERSION
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200))
 def test_any_bytes_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / manifests.NAME).write_bytes(data)

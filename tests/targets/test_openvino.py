@@ -22,6 +22,7 @@ from ossicle.targets import manifest as manifests
 from ossicle.targets import openvino_graph
 from ossicle.targets.contract import BuildError, QuantizedRows, QuantizedTensor, RecipeError, WeightFormat
 from ossicle.targets.openvino import STATELESS, STEMS, Openvino
+from ossicle.targets.openvino_core import core
 from ossicle.targets.recipes import RECIPES
 from ossicle.targets.streaming import fill
 from ossicle.tests import checkpoints
@@ -61,7 +62,7 @@ def openvino_integers(folder: Path) -> dict[str, list[np.ndarray]]:
     held = {
         node.get_friendly_name(): node
         for stem in STEMS.values()
-        for node in openvino.Core().read_model(folder / "openvino" / f"{stem}.xml").get_ops()
+        for node in core().read_model(folder / "openvino" / f"{stem}.xml").get_ops()
         if node.get_type_name() == "Constant"
     }
     parts = ("codes", "scales", "zero_points")
@@ -96,7 +97,7 @@ def test_the_integers_and_scale_bits_are_those_of_onnx(bundle: Path) -> None:
 @pytest.mark.parametrize("stage", ["audio_encoder", "decoder"])
 def test_matrices_stay_compressed_in_the_engine(bundle: Path, stage: str) -> None:
     path = bundle / "openvino" / f"{STEMS[stage]}.xml"
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     kinds = Counter(
         node.input(1).get_element_type().get_type_name()
         for node in compiled.get_runtime_model().get_ops()
@@ -119,7 +120,7 @@ def kind(node: openvino.Node) -> str:
 def test_attention_takes_the_cache_into_itself_in_the_engine(bundle: Path, cache: str) -> None:
     path = bundle / "openvino" / f"{STEMS['decoder']}.xml"
     told = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": cache}
-    model = openvino.Core().compile_model(path, "CPU", told).get_runtime_model()
+    model = core().compile_model(path, "CPU", told).get_runtime_model()
     held = layers(model)
     assert held["ScaledDotProductAttention"] == 2
     assert held["RoPE"] == held["MemoryInput"] == held["MemoryOutput"] == 4  # two layers, keys and values
@@ -135,7 +136,7 @@ def test_attention_takes_the_cache_into_itself_in_the_engine(bundle: Path, cache
 
 def test_servers_of_many_requests_find_the_cache(bundle: Path) -> None:
     """What OpenVINO's own servers make of a decoder before they batch requests continuously."""
-    model = openvino.Core().read_model(bundle / "openvino" / f"{STEMS['decoder']}.xml")
+    model = core().read_model(bundle / "openvino" / f"{STEMS['decoder']}.xml")
     paged_attention_transformation(model)
     assert Counter(node.get_type_name() for node in model.get_ops())["PagedAttentionExtension"] == 2
     assert "beam_idx" not in {port.get_any_name() for port in model.inputs}
@@ -149,14 +150,13 @@ def test_a_bundle_names_what_decided_its_bytes(bundle: Path) -> None:
 
 def test_encoder_attention_is_not_taken_apart_in_the_engine(bundle: Path) -> None:
     path = bundle / "openvino" / f"{STEMS['audio_encoder']}.xml"
-    held = layers(openvino.Core().compile_model(path, "CPU").get_runtime_model())
+    held = layers(core().compile_model(path, "CPU").get_runtime_model())
     assert not {"Softmax", "MatMul"} & held.keys()
 
 
 def test_both_forms_of_the_decoder_are_one_set_of_weights(bundle: Path) -> None:
     root, random = bundle / "openvino", np.random.default_rng(0)
     told = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-    core = openvino.Core()
     inputs = {
         "inputs_embeds": random.standard_normal((2, 7, 48)).astype(np.float32),
         "attention_mask": np.array([[1] * 7, [0] * 3 + [1] * 4]),
@@ -166,8 +166,8 @@ def test_both_forms_of_the_decoder_are_one_set_of_weights(bundle: Path) -> None:
         f"past_key_values.{i}.{part}": np.zeros((2, 2, 0, 16), np.float32) for i in (0, 1) for part in ("key", "value")
     }
     data = root / f"{STEMS['decoder']}.bin"
-    stateless = core.compile_model(core.read_model(root / f"{STATELESS}.xml", data), "CPU", told)(inputs | past)
-    stateful = core.compile_model(root / f"{STEMS['decoder']}.xml", "CPU", told).create_infer_request()
+    stateless = core().compile_model(core().read_model(root / f"{STATELESS}.xml", data), "CPU", told)(inputs | past)
+    stateful = core().compile_model(root / f"{STEMS['decoder']}.xml", "CPU", told).create_infer_request()
     logits = stateful.infer(inputs | {"beam_idx": np.arange(2, dtype=np.int32)})["logits"]
     np.testing.assert_allclose(logits[:, 3:], stateless["logits"][:, 3:], atol=1e-4)
     for variable in stateful.query_state():
@@ -180,7 +180,7 @@ def test_models_carry_no_path_and_no_counter_of_the_process(bundle: Path) -> Non
         text = path.read_text()
         assert str(bundle.parent) not in text
         data = path.with_name(path.name.replace("_stateless", "")).with_suffix(".bin")
-        names = [node.get_friendly_name() for node in openvino.Core().read_model(path, data).get_ops()]
+        names = [node.get_friendly_name() for node in core().read_model(path, data).get_ops()]
         assert len(set(names)) == len(names)
 
 
@@ -247,7 +247,7 @@ FORMS = st.sampled_from(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(form=FORMS, rows=st.integers(1, 40), columns=st.integers(1, 150), gather=st.booleans())
 def test_any_matrix_is_multiplied_and_looked_up_as_stored(
     tmp_path: Path, form: WeightFormat, rows: int, columns: int, gather: bool
@@ -265,9 +265,7 @@ def test_any_matrix_is_multiplied_and_looked_up_as_stored(
     openvino_graph.write(model, constants, path)
     fill(constants.layout, [path.with_suffix(".bin")], Silent(), "writing")
     given_ = np.arange(rows)[None] if gather else np.random.default_rng(1).standard_normal((1, 3, columns))
-    run = openvino.Core().compile_model(
-        path, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-    )
+    run = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0})
     ours = run([given_.astype(np.int64 if gather else np.float32)])[0]
     if gather:
         assert np.array_equal(ours[0], whole)

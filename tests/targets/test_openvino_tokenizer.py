@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ossicle.compiler.tokenizer import write_tokenizer
 from ossicle.targets import openvino_tokenizer
+from ossicle.targets.openvino_core import core
 from tokenizers import Tokenizer
 
 pytest.importorskip("openvino_tokenizers")
@@ -30,7 +30,7 @@ def models(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[A
     written = openvino_tokenizer.write(tokenizer, folder)
     assert sorted(written) == sorted(folder.iterdir())
     return tuple(
-        openvino.Core().compile_model(folder / name, "CPU")
+        core().compile_model(folder / name, "CPU")
         for name in (openvino_tokenizer.TOKENIZER, openvino_tokenizer.DETOKENIZER)
     )
 
@@ -42,7 +42,7 @@ def reference(tokenizer: Path) -> Tokenizer:
     return made
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40))
 @example(text="[INST] one </s><s>[/INST][AUDIO]<unk>")
 @example(text="")
