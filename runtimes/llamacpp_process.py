@@ -1,23 +1,15 @@
 """The child process that llama.cpp runs in, from outside: started when it is needed, gone without harm."""
 
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
 from ..targets.contract import EngineError
 from . import llamacpp_wire
+from .child import Child
 
-_PATIENCE = 10.0  # seconds that it has for ending by itself
-_TAIL = 400  # characters of what it printed last that an error tells
-
-# Nothing that lies in the working folder is imported, and no debugger is called up where the library aborts.
-_ENVIRONMENT = {"PYTHONSAFEPATH": "1", "GGML_NO_BACKTRACE": "1"}
+_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}  # no debugger is called up where the library aborts
 
 
 class Process:
@@ -25,8 +17,7 @@ class Process:
 
     def __init__(self, opening: dict[str, Any]) -> None:
         self._opening = opening
-        self._child: subprocess.Popen[bytes] | None = None
-        self._printed: IO[bytes] | None = None
+        self._child: Child | None = None
         self._closed = False
         self.lives = 0  # how often it was started: what an earlier one held is lost
         self.model = self.start()
@@ -64,7 +55,7 @@ class Process:
             EngineError: it refuses, or has died; then the next `start` begins anew.
         """
         child = self._child
-        if child is None or child.stdin is None or child.stdout is None:
+        if child is None:
             raise EngineError("engine 'llamacpp' is not running. Begin again: prefill")
         try:
             llamacpp_wire.send(child.stdin, {"do": action, **message}, arrays)
@@ -84,68 +75,25 @@ class Process:
         self._end()
 
     def _spawn(self) -> None:
-        self._printed = tempfile.TemporaryFile()  # noqa: SIM115, it stays open as long as the child
         try:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.llamacpp_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._printed,
-                env=os.environ | _ENVIRONMENT,
-            )
+            self._child = Child("llamacpp_worker", _ENVIRONMENT)
         except OSError as reason:
-            self._printed.close()
             raise EngineError(
                 f"engine 'llamacpp' runs in a process of its own, which cannot be started: {reason}. "
                 "Free memory or end other processes"
             ) from reason
 
-    def _end(self, patience: float = _PATIENCE) -> None:
+    def _end(self, **patience: float) -> None:
         child, self._child = self._child, None
-        if child is None:
-            return
-        if not patience:
-            child.kill()
-        _close_pipes(child)
-        try:
-            child.wait(patience or None)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        if self._printed:
-            self._printed.close()
+        if child is not None:
+            child.end(**patience)
 
     def _death(self) -> EngineError:
         """The error that tells how the child died."""
         child, self._child = self._child, None
         assert child is not None
-        assert self._printed is not None
-        _close_pipes(child)
-        status = child.wait()
-        self._printed.seek(max(0, self._printed.seek(0, os.SEEK_END) - _TAIL))
-        printed = self._printed.read().decode(errors="replace").strip()
-        self._printed.close()
+        end = child.end()
         return EngineError(
-            f"engine 'llamacpp' ended in the middle of its work ({cause(status)}){': ' + printed if printed else ''}. "
+            f"engine 'llamacpp' ended in the middle of its work ({end.cause}){': ' + end.printed if end.printed else ''}. "
             "What it was computing is lost; the next call starts it again"
         )
-
-
-def _close_pipes(child: subprocess.Popen[bytes]) -> None:
-    for pipe in (child.stdin, child.stdout):
-        try:
-            if pipe:
-                pipe.close()
-        except OSError:
-            continue  # what was still to be written has nobody to read it
-
-
-def cause(status: int) -> str:
-    """How a process ended, by its status as `subprocess` gives it."""
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        return f"signal {-status}"
-    return f"signal {name}" + (", as systems end what takes more memory than there is" if name == "SIGKILL" else "")

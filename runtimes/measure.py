@@ -3,20 +3,16 @@
 Trials take turns, so that a busy moment of the machine strikes all of them, and the least of what each has taken counts.
 """
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from threading import Timer
 from time import monotonic
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
+from . import child
 from .base import Options
 from .choose import Choices, misfit
 from .device import DeviceFacts
@@ -181,15 +177,7 @@ class Child:
             "stages": {stage: asdict(placement) for stage, placement in stages.items()},
             "options": asdict(options),
         }
-        self._printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115, it stays open as long as the child
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.measure_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._printed,
-            env=os.environ | {"PYTHONSAFEPATH": "1"},
-            text=True,
-        )
+        self._child = child.Child("measure_worker")
 
     def open(self, deadline: float) -> None:
         """Open the stages; a failure becomes the row's reason."""
@@ -204,12 +192,7 @@ class Child:
 
     def close(self) -> None:
         """End the process."""
-        self._child.kill()
-        for stream in (self._child.stdin, self._child.stdout, self._printed):
-            with suppress(OSError):  # what was still to be written has nobody to read it
-                if stream is not None:
-                    stream.close()
-        self._child.wait()
+        self._child.end(patience=0)
 
     def _asked(self, action: str, deadline: float, **told: Any) -> dict[str, Any] | None:
         """What the child answers; None where it fails, whose reason is in the row then."""
@@ -220,7 +203,7 @@ class Child:
         watch = Timer(left, self._child.kill)
         watch.start()
         try:
-            answer = self._exchanged({"do": action, **told})
+            answer = self._child.ask({"do": action, **told})
         finally:
             watch.cancel()
         if answer is not None and "error" not in answer:
@@ -232,23 +215,9 @@ class Child:
             self._failed(self._death() if answer is None else answer["error"])
         return None
 
-    def _exchanged(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The answer to a request; None where the child has ended."""
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        try:
-            print(json.dumps(request), file=self._child.stdin, flush=True)
-            line = self._child.stdout.readline()
-        except OSError:
-            return None
-        answer: dict[str, Any] | None = json.loads(line) if line else None
-        return answer
-
     def _death(self) -> str:
-        status = self._child.wait()
-        self._printed.seek(0)
-        said = self._printed.read().decode(errors="replace").strip().rpartition("\n")[2]
-        return f"its process ended with status {status}{': ' + said if said else ''}"
+        end = self._child.end()
+        return f"its process ended ({end.cause}){end.last_line}"
 
     def _late(self, reason: str) -> None:
         """What was measured in full before the budget ended stands."""

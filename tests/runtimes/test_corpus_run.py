@@ -183,7 +183,7 @@ class Deadly(ProcessHelper):
     def kill_child(self) -> None:
         assert self._child is not None
         self._child.kill()
-        self._child.wait()
+        self._child._process.wait()
 
 
 def test_a_file_that_kills_its_workers_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
