@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..targets.contract import Progress, SweepError
+from ..targets.locks import taken
 from . import cells, reference, report_html, speed
 from .cells import Cell, Found, Proof, write_whole
 from .speech import Speech
@@ -191,21 +192,6 @@ def _alone(out: Path) -> Iterator[None]:
     if not (out / NAME).exists():
         write_whole(out / NAME, "{}\n")
     with (out / ".lock").open("w") as stream:
-        if not _locked(stream):
+        if not taken(stream):
             raise SweepError(f"another sweep is at work in '{out}'. Wait for it, or give another --out")
         yield
-
-
-def _locked(stream: Any) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

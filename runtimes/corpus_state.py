@@ -7,7 +7,6 @@ next one is begun, so that kill -9 loses none; the disk itself has it a second l
 import errno
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from time import monotonic
 from typing import IO, Any
 
 from ..targets.contract import CorpusError
+from ..targets.locks import taken
 from .corpus import Item
 
 VERSION = 1
@@ -184,7 +184,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+", encoding="utf-8") as stream:
-        if not _take(stream):
+        if not taken(stream):
             stream.seek(0)
             raise CorpusError(
                 f"'{folder}' is being written by another run (process {stream.read() or 'unknown'}). Wait for its end, or "
@@ -194,18 +194,3 @@ def locked(folder: Path) -> Iterator[None]:
         stream.write(str(os.getpid()))
         stream.flush()
         yield
-
-
-def _take(stream: IO[str]) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -9,16 +9,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from time import monotonic, sleep
-from typing import IO
 
 from ..targets import manifest as manifests
+from ..targets.locks import taken
 from .base import Options
 from .choose import Choices
 from .device import fingerprint
@@ -117,32 +117,12 @@ def _turn(path: Path, patience: float) -> Iterator[str | None]:
         return
     with lock:
         deadline = monotonic() + patience
-        while not _locked(lock):
+        while not taken(lock):
             if monotonic() >= deadline:
                 yield "another process is still measuring"
                 return
             sleep(_PAUSE)
         yield None  # closing the file gives the lock back
-
-
-def _locked(stream: IO[bytes]) -> bool:
-    try:
-        _lock()(stream)
-    except OSError:
-        return False
-    return True
-
-
-@cache
-def _lock() -> Callable[[IO[bytes]], None]:
-    """What takes the lock of a file, or raises OSError where another process has it."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        return lambda stream: msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-    import fcntl
-
-    return lambda stream: fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _cache() -> Path:
