@@ -11,11 +11,11 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from ossicle.compiler import calibration, imatrix, speech, stored
+from ossicle.compiler import calibration, imatrix, reference, speech, stored
 from ossicle.compiler.calibrate import calibrate, statistics
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.demonstration import shipped
@@ -26,22 +26,23 @@ from ossicle.compiler.quantize_on_speech import quantize
 from ossicle.compiler.quantizers import ON_INPUTS, QUANTIZERS
 from ossicle.compiler.reference import Original, Reading, Utterance
 from ossicle.compiler.speech import Clip, Speech, word_errors
-from ossicle.targets.contract import Recipe, WeightFormat
+from ossicle.targets.contract import Float32, Recipe, WeightFormat
 from ossicle.targets.recipes import recipe
 from ossicle.targets.sizes import stage_bytes
 
-_FINER = {  # what nearest is given more bytes of
-    "int4": ("int4, g16", WeightFormat(4, 16)),
-    "int4-g128": ("int4, g32", WeightFormat(4, 32)),
-}
+_FINER = {"int4": (16, 8), "int4-g128": (32, 16), "int4-asymmetric": (16, 8)}  # groups that give nearest more bytes
 
 
 @dataclass(frozen=True)
 class Half:
-    """Recordings to calibrate on, and those to be heard afterwards with what the original makes of them."""
+    """Recordings to calibrate on, and those to be heard afterwards with what the original makes of them.
+
+    `embeddings` are those of every recording heard, by how the encoder was quantized: recipes share encoders.
+    """
 
     calibration: Path
     readings: tuple[Reading, ...]
+    embeddings: dict[tuple[str, WeightFormat], list[Float32]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ def rows(options: argparse.Namespace, halves: Sequence[Half], folder: Path) -> I
     for name in filter(None, options.recipes.split(",")):
         for quantizer in options.quantizers.split(","):
             yield integers(recipe(name), quantizer, halves, folder)
-        if name in _FINER:
-            label, form = _FINER[name]
-            finer = replace(recipe(name), name=label, decoder=form, lm_head=form)
+        for group in _FINER.get(name, ()):
+            form = replace(recipe(name).decoder, group=group)
+            finer = replace(recipe(name), name=f"{name}, groups of {group}", decoder=form, lm_head=form)
             yield integers(finer, "nearest", halves, folder)
     for name in filter(None, options.blocks.split(",")):
         for importance in ("none", "text", "audio"):
@@ -91,9 +92,11 @@ def rows(options: argparse.Namespace, halves: Sequence[Half], folder: Path) -> I
 
 def cut(folder: Path) -> list[Half]:
     """The shipped recordings in two halves, each to be heard after the other."""
-    spoken = speech.load(speech.shipped())
-    original = Original(open_checkpoint(shipped("model")))
-    readings = [original.read(clip) for clip in spoken.clips]
+    shown = speech.load(speech.shipped())
+    clips = tuple(replace(clip, questions=()) for clip in shown.clips)
+    spoken = Speech(shown.name, clips, f"{shown.sha256}, without questions")
+    kept = reference.keep(open_checkpoint(shipped("model")), spoken, folder)
+    readings = [reference.read(path, clip) for clip, path in kept]
     halves = []
     for number in range(2):
         listed = folder / f"half-{number}.jsonl"
@@ -145,23 +148,24 @@ def measured(chosen: Recipe, label: str, opened: Sequence[Checkpoint], halves: S
     kl, top, pairs = [], [], []
     for checkpoint, half in zip(opened, halves, strict=True):
         rounded = Original(stored.rounded(checkpoint, chosen))
-        for reading in half.readings:
+        for reading, audio in zip(half.readings, _embeddings(rounded, chosen, half), strict=True):
             expected = np.concatenate([one.logits for one in reading.replies if one.logits is not None])
-            _, logits = rounded.score(reading)
+            logits = rounded.score(reading, audio)
             kl.append(divergence(expected, logits))
             top.append((agreement(expected, logits), len(expected)))
-            pairs += _said(rounded, reading.clip)
+            if reading.clip.text is not None:
+                pairs += [(reading.clip.text, text) for text in rounded.transcripts(reading, audio, logits)]
     positions = sum(count for _, count in top)
     size = _decoder_bytes(opened[0], chosen)
     same = sum(share * count for share, count in top) / positions
     return Row(chosen.name, label, size, float(np.concatenate(kl).mean()), same, word_errors(pairs).rate)
 
 
-def _said(rounded: Original, clip: Clip) -> list[tuple[str, str]]:
-    if clip.text is None:
-        return []
-    replies = rounded.read(replace(clip, questions=())).replies
-    return [(clip.text, reply.text) for reply in replies]
+def _embeddings(rounded: Original, chosen: Recipe, half: Half) -> list[Float32]:
+    made = half.embeddings.get((chosen.quantizer, chosen.encoder))
+    if made is None:
+        made = half.embeddings[chosen.quantizer, chosen.encoder] = [rounded.encode(one) for one in half.readings]
+    return made
 
 
 def _decoder_bytes(checkpoint: Checkpoint, chosen: Recipe) -> int:

@@ -118,7 +118,8 @@ class Original:
     def read(self, clip: Clip) -> Reading:
         """What the original makes of one clip."""
         recording = _recording(clip)
-        prompt, logmel = self._transcription(recording, None)
+        prompt, samples = self._transcription(recording, None)
+        logmel = self._logmel(samples)
         audio = self._encode(logmel)
         replies = [self._reply(prompt, audio)]
         if clip.language:
@@ -130,21 +131,43 @@ class Original:
 
     def utterance(self, clip: Clip) -> Utterance:
         """A clip with what was said in it, as the model is asked to transcribe it; without a text, the prompt alone."""
-        prompt, logmel = self._transcription(_recording(clip), clip.language)
+        prompt, samples = self._transcription(_recording(clip), clip.language)
+        logmel = self._logmel(samples)
         if clip.text is None:
             return Utterance(logmel, tuple(prompt), 1)
         said = self._tokenizer.tokenizer.instruct_tokenizer.tokenizer.encode(clip.text, bos=False, eos=True)
         return Utterance(logmel, (*prompt, *said[:-1]), len(said))
 
-    def score(self, reading: Reading) -> tuple[Float32, Float32]:
-        """Audio embeddings of a clip, and the logits [positions, vocabulary] of another model's replies to it."""
-        recording = _recording(reading.clip)
-        audio = self._encode(reading.logmel)
+    def encode(self, reading: Reading) -> Float32:
+        """Audio embeddings [windows, tokens per window, hidden] of a clip that another model has read."""
+        audio: Float32 = self._encode(reading.logmel).numpy()
+        return audio
+
+    def score(self, reading: Reading, audio: Float32) -> Float32:
+        """The logits [positions, vocabulary] of another model's replies to a clip with these embeddings."""
+        import torch
+
+        recording, heard = _recording(reading.clip), torch.from_numpy(audio)
         scored = [reply for reply in reading.replies if reply.question is None]
-        logits = [
-            self._forced(self._transcription(recording, reply.language)[0], audio, reply.tokens) for reply in scored
-        ]
-        return audio.numpy(), np.concatenate(logits)
+        return np.concatenate(
+            [self._forced(self._transcription(recording, reply.language)[0], heard, reply.tokens) for reply in scored]
+        )
+
+    def transcripts(self, reading: Reading, audio: Float32, logits: Float32) -> list[str]:
+        """The greedy transcripts beside another model's; `logits` are those of `score`.
+
+        Where they choose the other model's tokens from first to last, its text is the answer; else tokens are generated.
+        """
+        import torch
+
+        texts, start = [], 0
+        for reply in (one for one in reading.replies if one.question is None):
+            stop = start + len(reply.tokens)
+            same = logits[start:stop].argmax(axis=1).tolist() == list(reply.tokens)
+            prompt = [] if same else self._transcription(_recording(reading.clip), reply.language)[0]
+            texts.append(reply.text if same else self._reply(prompt, torch.from_numpy(audio)).text)
+            start = stop
+        return texts
 
     @cached_property
     def model(self) -> Any:
@@ -175,11 +198,12 @@ class Original:
         return WhisperFeatureExtractor(feature_size=self._checkpoint.config["audio_config"]["num_mel_bins"])
 
     def _transcription(self, recording: bytes, language: str | None) -> tuple[list[int], Float32]:
+        """The tokens of the request, and the samples that their audio stands for."""
         from mistral_common.protocol.transcription.request import TranscriptionRequest
 
         request = TranscriptionRequest(audio=recording, language=language)
         encoded = self._tokenizer.tokenizer.encode_transcription(request)
-        return encoded.tokens, self._logmel(encoded.audios[0].audio_array)
+        return encoded.tokens, encoded.audios[0].audio_array
 
     def _conversation(self, recording: bytes, question: str) -> list[int]:
         from mistral_common.protocol.instruct.chunk import AudioChunk, TextChunk

@@ -134,7 +134,9 @@ def keep(
     for clip, path in kept:
         paths.append(path.with_suffix(f".{made}.npz"))
         if not paths[-1].is_file():
-            audio, logits = original.score(reference.read(path, clip))
+            reading = reference.read(path, clip)
+            audio = original.encode(reading)
+            logits = original.score(reading, audio)
             reference.write_archive(paths[-1], {"audio": audio, "logits": logits})
         if progress:
             progress.advance(1)

@@ -146,3 +146,20 @@ def test_a_recording_that_cannot_be_heard_is_refused(folder, tmp_path, content):
     path.write_bytes(content) if content else record(path, 0.0)
     with pytest.raises(AudioError, match=r"a\.wav"):
         reference.Original(open_checkpoint(folder)).read(speech.Clip("a.wav", path))
+
+
+def test_a_rounded_model_says_what_it_would_generate(tmp_path):
+    """Where it chooses as the original did, nothing is generated."""
+    clip = speech.Clip("a.wav", record(tmp_path / "a.wav", 0.5), language="en")
+    made = {seed: checkpoints.model(checkpoints.tiny_config(audio=AUDIO), seed=seed) for seed in (3, 4)}
+    folders = [checkpoints.save_hub(tmp_path / str(seed), one) for seed, one in made.items()]
+    original, other = (reference.Original(open_checkpoint(one)) for one in folders)
+    reading = original.read(clip)
+    logits = original.score(reading, original.encode(reading))
+    np.testing.assert_allclose(logits, np.concatenate([reply.logits for reply in reading.replies]), atol=1e-4)
+    said, expected = ([reply.text for reply in one.replies] for one in (reading, other.read(clip)))
+    assert expected != said
+    audio = other.encode(reading)
+    assert other.transcripts(reading, audio, other.score(reading, audio)) == expected
+    original._reply = lambda *_: pytest.fail("it is known already")
+    assert original.transcripts(reading, reading.audio, logits) == said
