@@ -24,9 +24,8 @@ class _Statistics:
 
     running: dict[str, Running] = field(default_factory=dict)
 
-    def see(self, name: str, inputs: Any) -> None:
-        rows = inputs.reshape(-1, inputs.shape[-1]).numpy()
-        self.running.setdefault(name, Running.of(rows.shape[1])).add(rows)
+    def see(self, name: str, inputs: Any, counted: Any) -> None:
+        self.running.setdefault(name, Running.of(inputs.shape[1])).add(inputs.numpy(), counted.numpy())
 
     def leave(self, weights: Mapping[str, Any]) -> bool:  # noqa: ARG002 - the weights are of no interest
         return False

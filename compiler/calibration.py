@@ -160,23 +160,25 @@ def _metadata(calibration: Calibration) -> dict[str, Any]:
 
 @dataclass
 class Running:
-    """Sums over inputs, so far: one column's squares, least and greatest."""
+    """Sums over inputs, so far: one column's squares, least and greatest; and how much all inputs count."""
 
     squares: Any
     lowest: Any
     highest: Any
     count: int = 0
+    counted: float = 0.0
 
     @classmethod
     def of(cls, columns: int) -> "Running":
         return cls(np.zeros(columns), np.full(columns, np.inf, np.float32), np.full(columns, -np.inf, np.float32))
 
-    def add(self, inputs: Float32) -> None:
-        """Count inputs [rows, K]."""
-        self.squares += np.einsum("rk,rk->k", inputs, inputs, dtype=np.float64)
+    def add(self, inputs: Float32, counted: Float32) -> None:
+        """Count inputs [rows, K], each as much as `counted` [rows] says."""
+        self.squares += np.einsum("rk,rk,r->k", inputs, inputs, counted, dtype=np.float64)
         np.minimum(self.lowest, inputs.min(axis=0), out=self.lowest)
         np.maximum(self.highest, inputs.max(axis=0), out=self.highest)
         self.count += len(inputs)
+        self.counted += float(counted.sum())
 
     def measured(self) -> Measured:
-        return Measured((self.squares / self.count).astype(np.float32), self.lowest, self.highest, self.count)
+        return Measured((self.squares / self.counted).astype(np.float32), self.lowest, self.highest, self.count)

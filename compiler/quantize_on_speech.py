@@ -109,7 +109,7 @@ class _Quantizing:
     plan: Plan
     writer: Writer
     products: dict[str, Any] = field(default_factory=dict)  # sums of x x^T, shared where inputs are
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)  # how much those inputs count
     on_rows: dict[str, Float32] = field(default_factory=dict)
     on_columns: dict[str, Float32] = field(default_factory=dict)
     _last: tuple[Any, str] = (None, "")
@@ -118,19 +118,19 @@ class _Quantizing:
         self.on_rows = {name: np.ones(size, np.float32) for name, size in self.plan.on_rows.items()}
         self.on_columns = {name: np.ones(size, np.float32) for name, size in self.plan.on_columns.items()}
 
-    def see(self, name: str, inputs: Any) -> None:
+    def see(self, name: str, inputs: Any, counted: Any) -> None:
         if name not in self.plan.formats:
             return
         if inputs is self._last[0]:  # as q, k and v are given one tensor
             self.products[name] = self.products[self._last[1]]
             self.counts[name] = self.counts[self._last[1]]
             return
-        rows = inputs.reshape(-1, inputs.shape[-1])
+        rows = inputs * counted.sqrt()[:, None]
         if name in self.products:
             self.products[name].addmm_(rows.T, rows)
         else:
             self.products[name] = rows.T @ rows
-        self.counts[name] = self.counts.get(name, 0) + len(rows)
+        self.counts[name] = self.counts.get(name, 0.0) + float(counted.sum())
         self._last = inputs, name
 
     def leave(self, weights: Mapping[str, Any]) -> bool:

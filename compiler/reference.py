@@ -68,6 +68,11 @@ class Utterance:
     tokens: tuple[int, ...]
     scored: int
 
+    @property
+    def sound(self) -> NDArray[np.bool_]:
+        """Which frames [windows, frames] have any: the others are at the least of the log-mel, as what fills up a window is."""
+        return np.asarray((self.logmel > self.logmel.min(initial=np.inf)).any(axis=1))
+
 
 def keep(
     checkpoint: Checkpoint, speech: Speech, folder: Path, progress: Progress | None = None

@@ -19,13 +19,15 @@ from .families import Family, family
 from .reference import Utterance
 
 Run = Callable[[Any], Any]  # an activation [rows, width] in, one out
+SILENCE = 1 / 16  # how much a position counts that has no sound: most of a window is that behind a short recording
 
 
 class Observer(Protocol):
     """Told what every linear layer is given, block by block."""
 
-    def see(self, name: str, inputs: Any) -> None:
-        """`inputs` [..., K], a tensor, is what the matrix `name` [N, K] is multiplied with."""
+    def see(self, name: str, inputs: Any, counted: Any) -> None:
+        """`inputs` [rows, K], a tensor, are what the matrix `name` [N, K] is multiplied with; `counted` [rows] how much each
+        counts, from 0 to 1."""
 
     def leave(self, weights: Mapping[str, Any]) -> bool:
         """A block's matrices by name were seen with all recordings; whether it changed their numbers, in place.
@@ -36,10 +38,17 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Between:
-    """The activations of every item between two blocks, in files of float32; those behind the next block beside them."""
+    """The activations of every item between two blocks, in files of float32; those behind the next block beside them.
+
+    `counted` is of every item how much each of its positions counts.
+    """
 
     folder: Path
-    count: int
+    counted: Sequence[Any]
+
+    @property
+    def count(self) -> int:
+        return len(self.counted)
 
     def load(self, item: int) -> Any:
         import torch
@@ -66,6 +75,8 @@ class Streamed:
     observer: Observer
     progress: Progress | None = None
     _model: Any = field(init=False, repr=False)
+    _counted: Any = field(init=False, repr=False, default=None)  # of the item that runs
+    _last: tuple[Any, Any] = field(init=False, repr=False, default=(None, None))  # what was seen, and its rows
     _family: Family = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -80,14 +91,22 @@ class Streamed:
         if self.progress:
             self.progress.start("calibrate", len(model.audio_tower.layers) + len(model.language_model.layers), "layers")
         with tempfile.TemporaryDirectory(prefix="ossicle-calibrate-") as scratch, torch.inference_mode():
-            windows = sum(len(utterance.logmel) for utterance in utterances)
-            audio, hidden = (
-                Between(_folder(scratch, "audio"), windows),
-                Between(_folder(scratch, "text"), len(utterances)),
-            )
+            frames = [_counted(window) for utterance in utterances for window in utterance.sound]
+            audio = Between(_folder(scratch, "audio"), frames)
+            hidden = Between(_folder(scratch, "text"), [self._positions(utterance) for utterance in utterances])
             self._encode(utterances, audio)
             self._embed(utterances, audio, hidden)
             self._decode(utterances, hidden)
+
+    def _positions(self, utterance: Utterance) -> Any:
+        """How much each token of an utterance counts."""
+        import torch
+
+        audio = torch.tensor(utterance.tokens) == self.checkpoint.config["audio_token_id"]
+        counted = torch.ones(len(utterance.tokens))
+        if utterance.logmel.size:
+            counted[audio] = _shared(_counted(utterance.sound.reshape(-1)), int(audio.sum()))
+        return counted
 
     def _encode(self, utterances: Sequence[Utterance], between: Between) -> None:
         """Every window's audio embeddings [tokens, hidden], the windows of all utterances one after the other."""
@@ -151,7 +170,8 @@ class Streamed:
             self._advance()
         with self._loaded([prefix + "norm."]):
             for item, utterance in enumerate(utterances):
-                self.observer.see(self._family.LM_HEAD, decoder.norm(hidden.load(item))[-utterance.scored :])
+                inputs = decoder.norm(hidden.load(item))[-utterance.scored :]
+                self.observer.see(self._family.LM_HEAD, inputs, hidden.counted[item][-utterance.scored :])
         self.observer.leave({self._family.LM_HEAD: None})
 
     def _block(self, prefixes: Sequence[str], between: Between, run: Run) -> None:
@@ -160,12 +180,20 @@ class Streamed:
             linear = [name for name in names if self._family.linear(name)]
             with self._watched(linear):
                 self._through(between, run)
+            self._last = None, None
             if self.observer.leave({name: self._model.get_parameter(name) for name in linear}):
                 self._through(between, run)
         between.advance()
 
+    def _see(self, name: str, inputs: Any) -> None:
+        if inputs is not self._last[0]:  # q, k and v are given one tensor, and are seen with one
+            self._last = inputs, inputs.reshape(-1, inputs.shape[-1])
+        rows = self._last[1]
+        self.observer.see(name, rows, _shared(self._counted, len(rows)))
+
     def _through(self, between: Between, run: Run) -> None:
-        for item in range(between.count):
+        for item, counted in enumerate(between.counted):
+            self._counted = counted
             between.save(item, run(between.load(item)))
 
     def _advance(self) -> None:
@@ -188,12 +216,24 @@ class Streamed:
 
         def hook(name: str) -> Any:
             module = self._model.get_submodule(name.removesuffix(".weight"))
-            return module.register_forward_pre_hook(lambda _, inputs: self.observer.see(name, inputs[0]))
+            return module.register_forward_pre_hook(lambda _, inputs: self._see(name, inputs[0]))
 
         hooks = [hook(name) for name in names]
         yield
         for one in hooks:
             one.remove()
+
+
+def _counted(sound: Any) -> Any:
+    """How much positions count, those with sound and those without."""
+    import torch
+
+    return torch.where(torch.from_numpy(sound), 1.0, SILENCE)
+
+
+def _shared(counted: Any, rows: int) -> Any:
+    """Counts of positions as those of so many rows, each of which several neighbours went into."""
+    return counted.reshape(rows, -1).mean(axis=1)
 
 
 def _alone(layer: Any) -> Run:

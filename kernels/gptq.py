@@ -71,15 +71,32 @@ def factor(hessian: Float32, damping: float = 0.01) -> tuple[NDArray[np.intp], F
     if not np.isfinite(diagonal).all():
         raise ValueError("what was measured of its inputs is not finite")
     order = np.argsort(-diagonal, kind="stable")
-    kind = np.float64 if len(order) <= _WIDE else np.float32
-    reversed_ = order[::-1]
-    flipped: Any = hessian[np.ix_(reversed_, reversed_)].astype(kind)
-    flipped[np.diag_indices_from(flipped)] += max(damping * float(diagonal.mean(dtype=np.float64)), 1e-8)
     try:
-        lower = np.linalg.cholesky(flipped)
+        lower = np.linalg.cholesky(_flipped(hessian, order[::-1], damping))
     except np.linalg.LinAlgError as reason:
         raise ValueError("what was measured of its inputs is not positive definite") from reason
-    return order, np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1])
+    _invert(lower)
+    return order, lower[::-1, ::-1]
+
+
+def _flipped(hessian: Float32, order: NDArray[np.intp], damping: float) -> Float:
+    """H in this order with its diagonal damped, a matrix of its own."""
+    kind = np.float64 if len(order) <= _WIDE else np.float32
+    flipped: Any = hessian[np.ix_(order, order)].astype(kind, copy=False)
+    flipped[np.diag_indices_from(flipped)] += max(damping * float(np.diagonal(hessian).mean(dtype=np.float64)), 1e-8)
+    return flipped
+
+
+def _invert(lower: Float) -> None:
+    """Put the inverse of a lower triangle in its place: half by half, so that little else is in memory."""
+    if len(lower) <= _BLOCK:
+        lower[...] = np.tril(np.linalg.inv(lower))
+        return
+    half = len(lower) // 2
+    first, below, last = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    _invert(first)
+    _invert(last)
+    below[...] = -(last @ below @ first)
 
 
 def solve(

@@ -68,16 +68,39 @@ def hooked(checkpoint: Checkpoint, spoken: Path) -> dict[str, list[Any]]:
     return seen
 
 
+def counted(utterances: list[reference.Utterance], part: str | None, rows: int) -> Any:
+    """How much each input counts: those without sound a sixteenth. `rows` are those of a window."""
+    frames = [np.where(one.sound, 1, 1 / 16) for one in utterances]
+    if part in ("encoder", "projector"):
+        return np.concatenate([window.reshape(rows, -1).mean(axis=1) for one in frames for window in one])
+    if part == "lm_head":
+        return np.ones(sum(one.scored for one in utterances))
+    tokens = []
+    for one, heard in zip(utterances, frames, strict=True):
+        of_audio = iter(heard.reshape(-1, 8).mean(axis=1))
+        tokens += [next(of_audio) if token == 24 else 1 for token in one.tokens]
+    return np.array(tokens)
+
+
+def test_sound_ends_where_the_recording_does(checkpoint: Checkpoint, spoken: Path) -> None:
+    for clip, seconds in zip(speech.load(spoken).clips, (1.0, 31.0, 2.0), strict=True):
+        sound = reference.Original(checkpoint).utterance(clip).sound.reshape(-1)
+        assert sound[: int(100 * seconds)].all()
+        assert not sound[int(100 * seconds) + 3 :].any()
+
+
 def test_every_column_is_measured_as_by_hooks_on_the_whole_model(
     checkpoint: Checkpoint, spoken: Path, found: calibration.Calibration
 ) -> None:
     seen = hooked(checkpoint, spoken)
     model = family("voxtral")
+    utterances = [reference.Original(checkpoint).utterance(clip) for clip in speech.load(spoken).clips]
     assert set(found.measured) == set(seen) == {name for name in checkpoint.tensors if model.linear(name)}
     for name, blocks in seen.items():
         inputs, one = np.concatenate(blocks), found.measured[name]
         assert one.count == len(inputs)
-        np.testing.assert_allclose(one.mean_square, (inputs**2).mean(axis=0), rtol=1e-4)
+        expected = np.average(inputs**2, axis=0, weights=counted(utterances, model.part(name), len(blocks[0])))
+        np.testing.assert_allclose(one.mean_square, expected, rtol=1e-4)
         np.testing.assert_allclose(one.lowest, inputs.min(axis=0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(one.highest, inputs.max(axis=0), rtol=1e-4, atol=1e-5)
 

@@ -1,5 +1,7 @@
 """Searches over scales and codes, against rounding to nearest and plain float64 references."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -111,6 +113,20 @@ def test_gptq_is_the_paper_s(bits, symmetric):
         weights, hessian, Codes(expected, fixed.scales, fixed.zeros), 32
     )
     assert 0.99 < ratio < 1.01
+
+
+@pytest.mark.parametrize("columns", [100, 515])  # one block, and several of unequal sizes
+def test_the_factor_is_that_of_the_inverse_and_takes_little_more_memory_than_itself(columns):
+    hessian = correlated(columns)
+    tracemalloc.start()
+    order, upper = gptq.factor(hessian)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    damped = hessian[np.ix_(order, order)].astype(np.float64)
+    damped[np.diag_indices_from(damped)] += 0.01 * np.diagonal(hessian).mean(dtype=np.float64)
+    np.testing.assert_allclose(upper.T @ upper @ damped, np.eye(columns), atol=1e-9)
+    assert not np.tril(upper, -1).any()
+    assert peak < 3.5 * upper.nbytes
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
