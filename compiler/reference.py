@@ -148,11 +148,12 @@ class Original:
         audio: Float32 = self._encode(reading.logmel).numpy()
         return audio
 
-    def score(self, reading: Reading, audio: Float32) -> Float32:
-        """The logits [positions, vocabulary] of another model's replies to a clip with these embeddings."""
+    def score(self, reading: Reading, audio: Float32 | None = None) -> Float32:
+        """The logits [positions, vocabulary] of another model's replies to a clip, with these embeddings or its own."""
         import torch
 
-        recording, heard = _recording(reading.clip), torch.from_numpy(audio)
+        recording = _recording(reading.clip)
+        heard = torch.from_numpy(self.encode(reading) if audio is None else audio)
         scored = [reply for reply in reading.replies if reply.question is None]
         return np.concatenate(
             [self._forced(self._transcription(recording, reply.language)[0], heard, reply.tokens) for reply in scored]

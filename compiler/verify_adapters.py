@@ -89,7 +89,7 @@ def _forced(original: Original, adapter: Kept, readings: Sequence[Reading]) -> l
     try:
         for name, update in adapter.updates.items():
             reference.fill(original.model, name, Merged(tensors[name], ((1.0, update),)))
-        return [Forced(reading, original.score(reading)[1]) for reading in readings]
+        return [Forced(reading, original.score(reading)) for reading in readings]
     finally:
         for name in adapter.updates:
             reference.fill(original.model, name, tensors[name])

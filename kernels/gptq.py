@@ -82,7 +82,7 @@ def factor(hessian: Float32, damping: float = 0.01) -> tuple[NDArray[np.intp], F
 def _flipped(hessian: Float32, order: NDArray[np.intp], damping: float) -> Float:
     """H in this order with its diagonal damped, a matrix of its own."""
     kind = np.float64 if len(order) <= _WIDE else np.float32
-    flipped: Any = hessian[np.ix_(order, order)].astype(kind, copy=False)
+    flipped: Float = hessian[np.ix_(order, order)].astype(kind, copy=False)
     flipped[np.diag_indices_from(flipped)] += max(damping * float(np.diagonal(hessian).mean(dtype=np.float64)), 1e-8)
     return flipped
 

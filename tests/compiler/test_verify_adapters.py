@@ -74,7 +74,7 @@ class Engine:
         assert (scale, engine, len(questions)) == (1.0, "onnxruntime", 1)
         assert questions[0].tokens == TOKENS
         merged = open_checkpoint(DEMO / "model", adapters=[AdapterSpec(self._adapters / name, self._strength)])
-        logits = Original(merged).score(self._reading)[1]
+        logits = Original(merged).score(self._reading)
         return Report("onnxruntime-cpu", "executed", {}, (), 0.0, 0, (Answer("score", 0.0, array=logits),))
 
 
