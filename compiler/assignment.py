@@ -32,6 +32,20 @@ def assign(targets: Sequence[str], recipe: Recipe) -> Mapping[str, tuple[str, ..
     return assigned
 
 
+def serving(target: str, targets: Sequence[str], recipe: Recipe) -> list[tuple[str, str]]:
+    """The artifacts that a target's engine opens in a bundle for these targets, by target and stage.
+
+    Where it takes audio from another target's encoder, that one stands first.
+
+    Raises:
+        RecipeError: a target cannot hold the recipe, or there is none of this name.
+    """
+    assigned = assign(targets, recipe)
+    own = [(target, stage) for stage in assigned[target]]
+    beside = [name for name in assigned if name not in registry.ENCODER_BESIDE]
+    return [(beside[0], *_ENCODER), *own] if target in registry.ENCODER_BESIDE else own
+
+
 def _refusal(name: str, recipe: Recipe, stages: Sequence[str]) -> RecipeError | None:
     target = registry.target(name)
     try:

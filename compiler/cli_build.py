@@ -1,14 +1,12 @@
 """Commands that make bundles and prove them: `ossicle build`, `engine` and `verify`."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..targets.contract import BuildError
 from ..targets.tensorrt_engine import Engines
-from .cli_common import Bundle, Json, app, complain, guarded, needs_build_extra, print_json
+from .cli_common import Bundle, Json, app, complain, file_size, guarded, needs_build_extra, print_json
 from .cli_engines import Batch, Capabilities, Context, Kind, Prompt, documents, engines
 
 Adapters = Annotated[
@@ -49,6 +47,24 @@ Speech = Annotated[
 ]
 
 
+MaxSize = Annotated[
+    str | None,
+    typer.Option("--max-size", metavar="SIZE", help="The most that a target's artifacts may take, such as 2.2GB."),
+]
+Fit = Annotated[
+    str | None,
+    typer.Option("--fit", metavar="DEVICE[:TOKENS]", help="Fill this device's memory, with so many tokens of context."),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option("--calibration", metavar="LIST", help="Recordings that losses are measured on, as --speech has them."),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", help="A recipe.json: its formats; with --max-size or --fit, its losses."),
+]
+
+
 @app.command(epilog="Example: ossicle build ./voxtral --out voxtral-int4 --quant int4 --adapter ./lora:0.8")
 @guarded
 def build(
@@ -57,7 +73,13 @@ def build(
     adapter: Adapters = None,
     runtime_adapter: RuntimeAdapters = None,
     target: Annotated[str, typer.Option("--target", help="What to build for, separated by commas.")] = "onnx",
-    quant: Annotated[str, typer.Option("--quant", help="The recipe: fp32, fp16, int8, int4, ...")] = "int4",
+    quant: Annotated[
+        str | None, typer.Option("--quant", help="The recipe: fp32, fp16, int8, int4, ...; by default int4.")
+    ] = None,
+    max_size: MaxSize = None,
+    fit: Fit = None,
+    calibration: Calibration = None,
+    recipe: RecipeFile = None,
     quantizer: Quantizer = None,
     quantized: Made = None,
     imatrix: Measured = None,
@@ -81,23 +103,23 @@ def build(
 ) -> None:
     """Compile a checkpoint, with any adapters merged, into a bundle; then verify it."""
     needs_build_extra("building")
-    from . import cli_show, pipeline
+    from .cli_budget import builder
     from .cli_progress import Bars
     from .lora import parse_adapter
     from .runtime_adapters import parse_runtime_adapter
 
+    made = builder(quant, max_size, fit, recipe, calibration)
     with Bars() as bars:
-        report = pipeline.build(
+        report = made(
             checkpoint,
             out,
             targets=tuple(name.strip() for name in target.split(",") if name.strip()),
-            recipe=quant,
             adapters=[parse_adapter(text) for text in adapter or ()],
             runtime_adapters=[parse_runtime_adapter(text) for text in runtime_adapter or ()],
             quantizer=quantizer,
             quantized=quantized,
             imatrix=imatrix,
-            split_bytes=_bytes(split_size) if split_size else None,
+            split_bytes=file_size(split_size, "--split-size") if split_size else None,
             engines=engines(engine, compute_capability, context=context),
             coreml_context=coreml_context,
             speech=speech,
@@ -105,10 +127,14 @@ def build(
             force=force,
             progress=bars,
         )
-    if as_json:
-        print_json(cli_show.build_document(report))
-    else:
-        cli_show.build(report)
+    _show(report, as_json)
+
+
+def _show(report: Any, as_json: bool) -> None:
+    """Say what was built; exit where it failed verification."""
+    from . import cli_show
+
+    print_json(cli_show.build_document(report)) if as_json else cli_show.build(report)
     if report.verification is not None:
         _conclude(report.verification)
 
@@ -191,16 +217,6 @@ def verify(
     else:
         cli_show.verification(verification)
     _conclude(verification)
-
-
-def _bytes(text: str) -> int:
-    """The size that a text such as "2GB" or "500MB" names, in powers of ten."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|MB)", text.strip(), re.IGNORECASE)
-    if found is None or float(found[1]) == 0:
-        raise BuildError(
-            f"'{text}' is no size of a file (it can be, for example: 2GB, 500MB). Give another --split-size"
-        )
-    return int(float(found[1]) * {"GB": 1e9, "MB": 1e6}[found[2].upper()])
 
 
 def _conclude(verification: Any) -> None:

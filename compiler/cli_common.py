@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -86,6 +87,20 @@ def needs_build_extra(what: str) -> None:
     missing = [name for name in BUILD if find_spec(name) is None]
     if missing:
         raise BuildError(f"{what} needs {', '.join(missing)}. Install them with: pip install 'ossicle[build,onnx]'")
+
+
+def file_size(text: str, option: str) -> int:
+    """The size that a text such as "2GB", "1.5 GiB" or "500MB" names.
+
+    Raises:
+        BuildError: it names none; with the option that it was given to.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([GM]i?B)", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise BuildError(
+            f"'{text}' is no size of a file (it can be, for example: 2GB, 1.5GiB, 500MB). Give another {option}"
+        )
+    return int(float(found[1]) * {"gb": 1e9, "mb": 1e6, "gib": 2**30, "mib": 2**20}[found[2].lower()])
 
 
 def print_json(document: Any) -> None:

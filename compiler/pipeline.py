@@ -16,11 +16,12 @@ from ..targets.manifest import Manifest, RuntimeAdapter
 from ..targets.recipes import RECIPES
 from ..targets.recipes import recipe as named_recipe
 from ..targets.tensorrt_engine import Engines
-from . import quantizers, report
+from . import bits, quantizers, report
 from . import runtime_adapters as beside
 from . import speech as recordings
 from . import verify as verification
 from .assignment import assign
+from .bits import Allocation
 from .checkpoint import Checkpoint, open_checkpoint
 from .families import family
 from .figures import Verification
@@ -62,6 +63,7 @@ def build(
     recipe: str | Recipe = "int4",
     adapters: Sequence[AdapterSpec] = (),
     runtime_adapters: Sequence[RuntimeAdapterSpec] = (),
+    allocation: Allocation | None = None,
     quantizer: str | None = None,
     quantized: Path | None = None,
     imatrix: Path | None = None,
@@ -77,6 +79,7 @@ def build(
     """Compile a checkpoint (a folder or a hub id, `adapters` merged) into a bundle at `out`.
 
     `runtime_adapters` are kept beside the artifacts, for an engine to add as it runs; each is verified too.
+    `allocation` is what `recipe` was made of: it is kept in the bundle, and a bundle beyond its limits is refused.
     `quantizer` finds the integers, one for all or part by part (`quantizers.Choice`), as the recipe says by default;
     `quantized` has those that `ossicle quantize` made.
     `imatrix` weighs the rounding of GGUF's blocks and the search of quantizer mse.
@@ -110,6 +113,9 @@ def build(
     with Staging.open(Path(out), inputs, force=force) as staging:
         write_shared(opened, (), staging.folder)  # some formats hold the tokenizer and the configuration themselves
         artifacts = lower(opened, chosen, assigned, staging, progress, options)
+        if allocation:
+            bits.check(allocation, artifacts, chosen)
+            bits.write(staging.folder / bits.NAME, replace(allocation, quantizer=chosen.quantizer))
         write_shared(opened, artifacts, staging.folder)
         manifest = describe(
             opened, chosen, artifacts, staging.folder, beside.lower(kept, targets, chosen, staging.folder)

@@ -46,14 +46,17 @@ class Weights:
         return self.tensors[name] if self.made is None else self.made.folded(self.tensors[name])
 
     def format(self, name: str) -> WeightFormat:
-        """The recipe's format for a matrix of one of its parts, as far as its rows fit; the recipe's float for all else."""
+        """The recipe's format for a matrix of one of its parts, as far as its rows fit; the recipe's float for all else.
+
+        A matrix may be stored in narrower floats than the recipe computes in.
+        """
         floats = WeightFormat(32 if self.recipe.compute == "float32" else 16)
         part = self._part(name)
         if part is None:
             return floats
         form: WeightFormat = self._overridden.get(name) or getattr(self.recipe, part)
         if form.is_float and not form.kind:
-            return floats
+            return form if form.bits < floats.bits else floats
         return fitting(form, self.tensors[name].shape[-1])
 
     def importance(self, name: str) -> Float32 | None:

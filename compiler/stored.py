@@ -4,8 +4,10 @@ An artifact differs from the original mostly by this rounding, which hides a fau
 no more than how its engine computes.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from ..targets.contract import (
     WeightFormat,
 )
 from ..targets.gguf_mixes import BFLOAT16
-from ..targets.recipes import FLOAT8, PALETTE4
+from ..targets.recipes import FLOAT8, PALETTE4, RECIPES
 from . import reference
 from .checkpoint import Checkpoint
 from .quantize import Weights, weights_of
@@ -61,7 +63,7 @@ class Rounded:
         if form == PALETTE4:
             return self._palettes(start, stop)
         if form.is_float:
-            return _narrowed(self.weights.source(self.name).rows(start, stop), form)
+            return narrowed(self.weights.source(self.name).rows(start, stop), form)
         if form.is_block:
             return self._blocks(start, stop, form.kind)
         return np.concatenate(list(self._integers(start, stop)))
@@ -127,7 +129,7 @@ def keep(
     """
     original = reference.Original(rounded(checkpoint, recipe))
     files = [one.file.sha256[:12] for one in (checkpoint.imatrix, checkpoint.quantized) if one]
-    made = ".".join([recipe.name, recipe.quantizer, *files])
+    made = ".".join([recipe.name, recipe.quantizer, *_own(recipe), *files])
     if progress:
         progress.start(f"original in {recipe.name}", len(kept), "clips")
     paths = []
@@ -141,6 +143,13 @@ def keep(
         if progress:
             progress.advance(1)
     return paths
+
+
+def _own(recipe: Recipe) -> list[str]:
+    """What tells a recipe of the user's own from others of its name."""
+    if replace(recipe, quantizer="nearest") == RECIPES.get(recipe.name):
+        return []
+    return [hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:12]]
 
 
 def read(path: Path, reading: Reading) -> StoredReading:
@@ -158,7 +167,7 @@ def read(path: Path, reading: Reading) -> StoredReading:
         ) from reason
 
 
-def _narrowed(values: Float32, form: WeightFormat) -> Float32:
+def narrowed(values: Float32, form: WeightFormat) -> Float32:
     """float32 numbers rounded to a format of 16 bits, halves to even, as torch rounds to bfloat16."""
     if form == BFLOAT16:
         import torch

@@ -53,17 +53,25 @@ class Between:
     def load(self, item: int) -> Any:
         import torch
 
-        return torch.from_numpy(np.load(self._path(item), allow_pickle=False))
+        return torch.from_numpy(np.load(self.path(item), allow_pickle=False))
+
+    def beside(self, name: str, count: int) -> "Between":
+        """A new folder of this name beside this one, for so many items."""
+        return Between(_folder(str(self.folder.parent), name), count)
+
+    def put(self, item: int, values: Any) -> None:
+        """Save what is loaded at once."""
+        np.save(self.path(item), np.ascontiguousarray(values.numpy()), allow_pickle=False)
 
     def save(self, item: int, values: Any) -> None:
-        np.save(self._path(item, ".next"), np.ascontiguousarray(values.numpy()), allow_pickle=False)
+        np.save(self.path(item, ".next"), np.ascontiguousarray(values.numpy()), allow_pickle=False)
 
     def advance(self) -> None:
         """What was saved is what is loaded from now on."""
         for item in range(self.count):
-            self._path(item, ".next").replace(self._path(item))
+            self.path(item, ".next").replace(self.path(item))
 
-    def _path(self, item: int, suffix: str = "") -> Path:
+    def path(self, item: int, suffix: str = "") -> Path:
         return self.folder / f"{item:05d}{suffix}.npy"
 
 

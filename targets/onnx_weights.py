@@ -65,12 +65,28 @@ def linear_weight(node: Any) -> str | None:
     return name
 
 
-def float_matrix(model: Any, node: Any, source: TensorSource, layout: Layout) -> Any:
-    """An initializer for the matrix that a node multiplies with, turned and stored as floats."""
-    weight = node.inputs[1].producer().inputs[0]
-    stored = initializer(model, f"{source.name}.T", float_type(weight), source.shape[::-1])
+def float_matrix(model: Any, node: Any, source: TensorSource, form: WeightFormat, layout: Layout) -> Any:
+    """What a node multiplies with: the matrix turned, stored as floats of a format, which may be narrower than the graph's."""
+    computed = float_type(node.inputs[1].producer().inputs[0])
+    kind = np.dtype("float16") if form.bits == 16 else computed
+    stored = initializer(model, f"{source.name}.T", kind, source.shape[::-1])
     float_slot(layout, stored, source, transpose=True)
-    return stored
+    if kind == computed:
+        return stored
+    wide = _cast(node, stored, computed)
+    model.graph.insert_before(node, wide.producer())
+    return wide
+
+
+def _cast(node: Any, value: Any, kind: np.dtype[Any]) -> Any:
+    """The output of a new node that turns floats into the ones a node computes with."""
+    import onnx_ir as ir
+
+    held = ir.DataType.from_numpy(kind)
+    cast = ir.node("Cast", [value], {"to": int(held)}, name=f"{node.name}_widened")
+    output = cast.outputs[0]
+    output.name, output.type, output.shape = f"{cast.name}_output", ir.TensorType(held), value.shape
+    return output
 
 
 def _drop_unused(model: Any, transpose: Any, weight: Any) -> None:
@@ -82,7 +98,7 @@ def _drop_unused(model: Any, transpose: Any, weight: Any) -> None:
 
 def _place_linear(model: Any, node: Any, name: str, recipe: Recipe, weights: WeightStore, layout: Layout) -> None:
     if weights.format(name).is_float:
-        node.replace_input_with(1, float_matrix(model, node, weights.source(name), layout))
+        node.replace_input_with(1, float_matrix(model, node, weights.source(name), weights.format(name), layout))
     else:
         _place_matmul_n_bits(model, node, weights.quantized(name), recipe, layout)
 
@@ -116,6 +132,7 @@ def _place_embedding(model: Any, node: Any, recipe: Recipe, weights: WeightStore
 
     name = node.inputs[0].name
     if weights.format(name).is_float:
+        _narrow_table(model, node, weights.format(name))
         return
     tensor = weights.quantized(name)
     (rows, columns), form = tensor.shape, tensor.format
@@ -129,6 +146,21 @@ def _place_embedding(model: Any, node: Any, recipe: Recipe, weights: WeightStore
     )
     replace(model, node, gather)
     model.graph.initializers.pop(name)
+
+
+def _narrow_table(model: Any, node: Any, form: WeightFormat) -> None:
+    """Look rows up in a table of a format that is narrower than the graph's floats, and widen them."""
+    import onnx_ir as ir
+
+    table, computed = node.inputs[0], float_type(node.inputs[0])
+    if form.bits == 8 * computed.itemsize:
+        return
+    table.type = ir.TensorType(ir.DataType.FLOAT16)
+    looked_up = ir.node("Gather", list(node.inputs), {"axis": 0}, name=f"{node.name}_narrow")
+    rows = looked_up.outputs[0]
+    rows.name, rows.type, rows.shape = f"{looked_up.name}_output", table.type, node.outputs[0].shape
+    model.graph.insert_before(node, looked_up)
+    replace(model, node, _cast(looked_up, rows, computed).producer())
 
 
 def replace(model: Any, node: Any, successor: Any) -> None:

@@ -9,6 +9,15 @@ from .contract import Recipe, WeightFormat, WeightStore
 from .recipes import FLOAT8, PALETTE4
 
 _LEVELS = 16  # float16 numbers in a palette
+_HEAD = 12_000
+_BESIDE = {  # bytes a layer of the audio encoder, and of the decoder
+    "onnx": (32_000, 14_000),
+    "openvino": (72_000, 220_000),
+    "gguf": (2_000, 4_000),
+    "coreml": (20_000, 50_000),
+    "tensorrt": (30_000, 40_000),
+}
+_VOCABULARIES = {("gguf", gguf.DECODER): 1, ("openvino", gguf.EMBEDDING): 2}  # how often a file repeats the vocabulary
 _HALF_SCALES = ("openvino", "coreml")  # whose scales are float16 whatever they compute in
 
 
@@ -20,6 +29,25 @@ def stage_bytes(target: str, stage: str, names: Sequence[str], recipe: Recipe, w
     scale = 2 if target in _HALF_SCALES else width
     whole = (target, stage) != ("onnx", gguf.EMBEDDING)  # whose rows end where the columns do
     return sum(tensor_bytes(weights.source(name).shape, weights.format(name), width, scale, whole) for name in names)
+
+
+def weight_bytes(target: str, stage: str, name: str, recipe: Recipe, weights: WeightStore) -> int:
+    """Bytes of one of a stage's weights alone."""
+    if target != "gguf" or stage == gguf.AUDIO_ENCODER:
+        return stage_bytes(target, stage, (name,), recipe, weights)
+    embedding = gguf.stage_bytes(gguf.DECODER, (), weights)  # which lies in the decoder's file
+    return embedding if stage == gguf.EMBEDDING else gguf.stage_bytes(stage, (name,), weights) - embedding
+
+
+def beside_weights(target: str, stage: str, layers: int, tokenizer: int) -> int:
+    """Bytes to set apart for what an artifact holds beside its weights: its graph, the gaps between weights, its tokenizer.
+
+    Of so many layers, and a vocabulary that takes `tokenizer` bytes. A little more than bundles of the shipped model have.
+    """
+    layer = _BESIDE[target][stage != gguf.AUDIO_ENCODER]
+    return (
+        _HEAD + (0 if stage == gguf.EMBEDDING else layers * layer) + tokenizer * _VOCABULARIES.get((target, stage), 0)
+    )
 
 
 def embedding_bytes(target: str, name: str, recipe: Recipe, weights: WeightStore) -> int:
@@ -46,7 +74,7 @@ def tensor_bytes(shape: tuple[int, ...], form: WeightFormat, width: int, scale: 
     if form == PALETTE4:
         return prod(shape) // 2 + shape[0] // palettes.height(shape[0]) * _LEVELS * 2
     if form.is_float:
-        return prod(shape) * width
+        return prod(shape) * min(width, form.bits // 8)
     rows, groups = prod(shape[:-1]), -(-shape[-1] // form.group)
     zero_points = 0 if form.symmetric else -(-groups * form.bits // 8)
     columns = groups * form.group if whole else shape[-1]

@@ -31,7 +31,7 @@ def _place_linear(model: Any, node: Any, name: str, recipe: Recipe, weights: Wei
     if form == FLOAT8:
         stored = _float8(model, node, weights.source(name), recipe, layout)
     elif form.is_float:
-        stored = float_matrix(model, node, weights.source(name), layout)
+        stored = float_matrix(model, node, weights.source(name), form, layout)
     else:
         stored = _integers(model, node, weights.quantized(name), recipe, layout)
     node.replace_input_with(1, stored)

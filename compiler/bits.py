@@ -1,0 +1,250 @@
+"""A recipe that names the format of every matrix: what came of a budget, in a file that can be read, edited and built again.
+
+One JSON document, a line for each matrix: its format, the bytes that it takes in the target where it takes most, and, where
+they were measured, what it loses in every format that it may have (nats of divergence at a token). Formats may be edited; what
+follows from them is reckoned anew when the file is read.
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..targets.contract import Artifact, BuildError, Override, Recipe, RecipeError, Thresholds, WeightFormat
+from ..targets.gguf_mixes import Q3_K, Q4_0, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
+from ..targets.recipes import FLOAT16, FLOAT32, INT4, INT4_ASYMMETRIC, INT4_WIDE, INT8
+from .assignment import serving
+from .families import Family
+
+NAME = "recipe.json"  # in a bundle
+VERSION = 1
+SHARED = (FLOAT16, INT8, INT4_ASYMMETRIC, INT4, INT4_WIDE)  # formats of more than one target
+BLOCKS = (Q8_0, Q6_K, Q5_K, Q4_K, Q3_K)  # GGUF's own
+_NAMED = {form.name: form for form in (FLOAT32, *SHARED, *BLOCKS, Q4_0, Q5_0, Q5_1)}
+_PARTS = {
+    "encoder": "encoder",
+    "projector": "encoder",
+    "embedding": "embedding",
+    "decoder": "decoder",
+    "lm_head": "lm_head",
+}
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The format of a matrix, its bytes, and what it loses in each format that was measured."""
+
+    format: WeightFormat
+    bytes: int
+    losses: Mapping[WeightFormat, float] = field(default_factory=dict, repr=False)
+
+    @property
+    def loss(self) -> float | None:
+        return self.losses.get(self.format)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a target may take, as the user `said` it, in bytes.
+
+    `fixed` is what all but its matrices takes, of that `beside` is set apart for graphs and a vocabulary; `taken` is the whole.
+    """
+
+    said: str
+    target: str
+    size: int
+    fixed: int
+    beside: int = 0
+    in_memory: bool = False  # with keys and values, on a device; or the bytes of the artifacts
+    taken: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What losses are of: a checkpoint by its identity, a quantizer's integers, a list of recordings by name and sha256."""
+
+    checkpoint: str
+    quantizer: str
+    speech: str
+    speech_sha256: str
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The format of every matrix by canonical name, for these targets."""
+
+    name: str
+    targets: tuple[str, ...]
+    quantizer: str
+    limits: tuple[Limit, ...]
+    tensors: Mapping[str, Spent] = field(repr=False)
+    measured: Measured | None = None
+
+    @property
+    def loss(self) -> float | None:
+        """What all matrices lose; None where it was not measured of one."""
+        losses = [one.loss for one in self.tensors.values()]
+        return None if None in losses else math.fsum(loss for loss in losses if loss is not None)
+
+    @property
+    def tightest(self) -> Limit | None:
+        """The limit that was reached first."""
+        return min(self.limits, key=lambda one: one.size - one.taken, default=None)
+
+
+def part(family: Family, name: str) -> str | None:
+    """The part of a recipe that a matrix is stored by; None for what no recipe has a format for."""
+    found = family.part(name)
+    return _PARTS[found] if found and (family.linear(name) or found == "embedding") else None
+
+
+def recipe(allocation: Allocation, family: Family) -> Recipe:
+    """The recipe that stores every matrix as the allocation says."""
+    parts: dict[str, dict[str, WeightFormat]] = {}
+    for name, spent in allocation.tensors.items():
+        parts.setdefault(part(family, name) or "", {})[name] = spent.format
+    main: dict[str, Any] = {key: _main(formats) for key, formats in parts.items()}
+    overrides = tuple(
+        Override(key, name, form)
+        for key, formats in parts.items()
+        for name, form in formats.items()
+        if form != main[key]
+    )
+    formats = [one.format for one in allocation.tensors.values()]
+    return Recipe(
+        allocation.name,
+        **main,
+        integer_activations=not all(form.is_float for form in formats),
+        thresholds=_thresholds(allocation.loss),
+        quantizer=allocation.quantizer,
+        overrides=overrides,
+    )
+
+
+def _main(formats: Mapping[str, WeightFormat]) -> WeightFormat:
+    """The format of most matrices, of those with the smallest groups: engines that round activations do it in these."""
+    counted = Counter(formats.values())
+    integers = [form for form in counted if not form.is_float]
+    smallest = min((form.group for form in integers), default=0)
+    return max((form for form in counted if form.group == smallest), key=lambda form: counted[form])
+
+
+def _thresholds(loss: float | None) -> Thresholds:
+    """What is asked of a recipe that is expected to lose so much: four times that, between what int8 and int4 are allowed."""
+    kl = 0.05 if loss is None else min(0.05, max(2e-3, 4 * loss))
+    narrow = kl > 5e-3
+    return Thresholds(
+        kl=kl,
+        embeddings_stored=1e-2,
+        kl_stored=8e-4,
+        top1=0.95 if narrow else 0.98,
+        wer=0.02 if narrow else 0.01,
+    )
+
+
+class OverBudgetError(BuildError):
+    """What was built is larger than it may be; `more` are the bytes by target that were not reckoned with."""
+
+    def __init__(self, message: str, more: Mapping[str, int]) -> None:
+        super().__init__(message)
+        self.more = more
+
+
+def check(allocation: Allocation, artifacts: Sequence[Artifact], recipe: Recipe) -> None:
+    """Refuse artifacts that take more than a limit.
+
+    Raises:
+        OverBudgetError: naming every target and its size.
+    """
+    sizes = {(one.target, one.stage): sum(file.size for file in one.files) for one in artifacts}
+    taken = {name: sum(sizes[one] for one in serving(name, allocation.targets, recipe)) for name in allocation.targets}
+    over = [limit for limit in allocation.limits if not limit.in_memory and taken[limit.target] > limit.size]
+    if over:
+        said = "; ".join(f"target '{one.target}' takes {taken[one.target]:,} bytes of {one.size:,}" for one in over)
+        more = {one.target: taken[one.target] - one.taken for one in over}
+        raise OverBudgetError(f"the artifacts are larger than {over[0].said}: {said}. Give a larger size", more)
+
+
+def write(path: Path, allocation: Allocation) -> None:
+    """Write an allocation, whole or not at all; the same one gives the same bytes."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(_text(allocation), encoding="utf-8")
+    partial.replace(path)
+
+
+def _text(allocation: Allocation) -> str:
+    head: dict[str, Any] = {
+        "kind": "recipe",
+        "version": VERSION,
+        "name": allocation.name,
+        "targets": list(allocation.targets),
+        "quantizer": allocation.quantizer,
+        "limits": [vars(limit) for limit in allocation.limits],
+        "loss": None if allocation.loss is None else rounded(allocation.loss),
+        "measured": vars(allocation.measured) if allocation.measured else None,
+    }
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
+    tensors = [f"  {json.dumps(name)}: {json.dumps(_entry(one))}" for name, one in allocation.tensors.items()]
+    return "\n".join(["{", *lines, ' "tensors": {', ",\n".join(tensors), " }", "}", ""])
+
+
+def _entry(one: Spent) -> dict[str, Any]:
+    losses = {form.name: loss for form, loss in one.losses.items()}
+    return {"format": one.format.name, "bytes": one.bytes, "loss": one.loss, "losses": losses}
+
+
+def rounded(loss: float) -> float:
+    """A loss as it is kept: to four digits, so that a file that is read says the same."""
+    return float(f"{loss:.3e}")
+
+
+def read(path: Path) -> Allocation:
+    """The allocation in a file; its bytes are as they were written.
+
+    Raises:
+        RecipeError: the file cannot be read, or naming every matrix whose format is none.
+    """
+    document = _document(path)
+    try:
+        formats = {name: entry["format"] for name, entry in document["tensors"].items()}
+        unknown = [f"'{name}' has {form!r}" for name, form in formats.items() if form not in _NAMED]
+        if unknown:
+            raise _refusal(path, f"{'; '.join(unknown)}, and the formats are {', '.join(_NAMED)}")
+        return Allocation(
+            str(document["name"]),
+            tuple(document["targets"]),
+            str(document["quantizer"]),
+            tuple(Limit(**entry) for entry in document["limits"]),
+            {name: _spent(entry) for name, entry in document["tensors"].items()},
+            Measured(**document["measured"]) if document["measured"] else None,
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as reason:
+        raise _refusal(path, f"it lacks or garbles {reason}") from reason
+
+
+def _spent(entry: Mapping[str, Any]) -> Spent:
+    losses = {_NAMED[name]: float(loss) for name, loss in entry.get("losses", {}).items()}
+    return Spent(_NAMED[entry["format"]], int(entry.get("bytes", 0)), losses)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as reason:
+        raise _refusal(path, str(reason)) from reason
+    if not isinstance(document, dict) or document.get("kind") != "recipe":
+        raise _refusal(path, "it does not say that it is one")
+    if document.get("version") != VERSION:
+        raise _refusal(path, f"it is of version {document.get('version')}, and {VERSION} is what is read")
+    return document
+
+
+def _refusal(path: Path, reason: str) -> RecipeError:
+    return RecipeError(
+        f"'{path}' cannot be used as a recipe: {reason}. Make one with: ossicle build CHECKPOINT --max-size SIZE --out DIR, "
+        f"which leaves DIR/{NAME}"
+    )

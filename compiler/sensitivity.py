@@ -1,0 +1,110 @@
+"""What each matrix loses in each format that it may be stored in: nats of divergence at a scored position, from its gradients.
+
+The rounding of a matrix, dW, moves what the model says by about sum(F dW^2) / 2, F being the Fisher information of its numbers
+(backward.py). What several matrices lose adds up: their roundings know nothing of each other.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..kernels import kquants, rounding
+from ..targets.contract import CheckpointError, Float32, Progress, TensorSource, WeightFormat
+from . import quantizers
+from . import speech as recordings
+from .backward import Backward
+from .bits import Measured, rounded
+from .budget import Losses
+from .calibrate import utterances
+from .checkpoint import Checkpoint
+from .speech import Speech
+from .stored import narrowed
+
+UTTERANCES = 16  # with their signs drawn anew, that a measurement is made of at least
+_BLOCK = 1 << 22  # numbers rounded at a time
+
+
+@dataclass
+class _Weighing:
+    """A watcher that rounds what it is told of to every format that may be chosen for it."""
+
+    tensors: Mapping[str, TensorSource]
+    formats: Mapping[str, Sequence[WeightFormat]]
+    importances: Mapping[str, Float32]
+    quantizer: str
+    losses: dict[str, dict[WeightFormat, float]] = field(default_factory=dict)
+
+    def weigh(self, name: str, rows: Sequence[int], squares: Float32) -> None:
+        losses = self.losses.setdefault(name, dict.fromkeys(self.formats[name], 0.0))
+        step = max(1, _BLOCK // squares.shape[1])
+        for start in range(0, len(rows), step):
+            values = _rows(self.tensors[name], rows[start : start + step])
+            weights = squares[start : start + step]
+            for form in losses:
+                distance = self._rounded(name, values, form) - values
+                losses[form] += float(np.einsum("nk,nk,nk->", weights, distance, distance, dtype=np.float64)) / 2
+
+    def _rounded(self, name: str, values: Float32, form: WeightFormat) -> Float32:
+        importance = self.importances.get(name)
+        if form.is_float:
+            return narrowed(values, form)
+        try:
+            if form.is_block:
+                return kquants.dequantize(kquants.quantize(values, form.kind, importance), form.kind)
+            found = quantizers.rows(0, values, form, quantizers.without_inputs(self.quantizer), importance)
+        except ValueError as reason:
+            raise CheckpointError(
+                f"tensor '{name}' cannot be stored as {form.name}: {reason}. Repair the checkpoint, or build with --quant fp32"
+            ) from reason
+        return rounding.dequantize(quantizers.codes(found, form), form.group)[:, : values.shape[1]]
+
+
+def measure(
+    checkpoint: Checkpoint,
+    formats: Mapping[str, Sequence[WeightFormat]],
+    quantizer: str = "nearest",
+    speech: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Losses, Measured]:
+    """What each of these tensors loses in each of its formats; `speech` lists recordings, by default those shipped.
+
+    Raises:
+        AudioError: the list, or a recording of it, cannot be used.
+        CheckpointError: the checkpoint lacks a tensor, or has numbers that a format cannot store.
+    """
+    spoken = recordings.load(speech or recordings.shipped())
+    return measured(checkpoint, formats, quantizer, spoken, progress)
+
+
+def measured(
+    checkpoint: Checkpoint,
+    formats: Mapping[str, Sequence[WeightFormat]],
+    quantizer: str,
+    spoken: Speech,
+    progress: Progress | None = None,
+) -> tuple[Losses, Measured]:
+    """As `measure`, of recordings that are known already."""
+    weighing = _Weighing(checkpoint.tensors, formats, checkpoint.importances, quantizer)
+    draws = -(-UTTERANCES // len(spoken.clips))
+    backward = Backward(checkpoint, _Silence(), progress, watcher=weighing, draws=draws)
+    backward.run(utterances(checkpoint, spoken))
+    losses = {name: {form: rounded(loss) for form, loss in weighing.losses[name].items()} for name in formats}
+    return losses, Measured(checkpoint.identity, quantizer, spoken.name, spoken.sha256)
+
+
+class _Silence:
+    """An observer of the way forward that asks for nothing."""
+
+    def see(self, name: str, inputs: Any) -> None: ...
+
+    def leave(self, weights: Mapping[str, Any]) -> bool:  # noqa: ARG002 - the weights are of no interest
+        return False
+
+
+def _rows(source: TensorSource, rows: Sequence[int]) -> Float32:
+    if isinstance(rows, range):
+        return np.ascontiguousarray(source.rows(rows.start, rows.stop))
+    return np.concatenate([source.rows(row, row + 1) for row in rows])

@@ -1,0 +1,176 @@
+"""A bundle within a budget: what to build it of is found, then it is built; and again, should its graphs come out too large."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..targets.contract import Progress, RecipeError
+from ..targets.recipes import recipe as named_recipe
+from . import bits, budget, plan, sensitivity
+from .bits import Allocation, Limit, Measured, OverBudgetError
+from .budget import Asked, Choices
+from .checkpoint import Checkpoint, open_checkpoint
+from .families import family
+from .lora import AdapterSpec
+from .pipeline import BuildReport
+from .pipeline import build as build_bundle
+
+_LOGGER = logging.getLogger("ossicle")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a bundle may take, and how its recipe is found: of losses on `speech`, or of those that a recipe's file has.
+
+    With a file and nothing asked, the file's own formats are built.
+    """
+
+    asked: tuple[Asked, ...] = ()
+    speech: Path | None = None
+    recipe: Path | None = None
+
+
+def build(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    spent: Budget,
+    targets: Sequence[str] = ("onnx",),
+    adapters: Sequence[AdapterSpec] = (),
+    quantizer: str | None = None,
+    imatrix: Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> BuildReport:
+    """Compile a checkpoint within a budget; `options` are those of `pipeline.build`.
+
+    Raises:
+        OssicleError: the budget is too small, the recipe's file is not right, or what `pipeline.build` refuses.
+    """
+    _check_engines(spent, options.get("engines"))
+    given: dict[str, Any] = {"adapters": adapters, "imatrix": imatrix}
+    opened = open_checkpoint(checkpoint, **given)
+    given |= {"targets": targets, "quantizer": quantizer, "progress": progress, **options}
+
+    def built(found: Allocation | None) -> BuildReport:
+        if found is None:
+            return build_bundle(checkpoint, out, recipe="fp16", **given)
+        recipe = bits.recipe(found, family(opened.family))
+        return build_bundle(checkpoint, out, recipe=recipe, allocation=found, **given)
+
+    found = allocation(opened, targets, spent, quantizer, progress)
+    try:
+        return built(found)
+    except OverBudgetError as over:
+        if found is None or not spent.asked:
+            raise
+        return built(spend_again(opened, found, spent, over.more))
+
+
+def allocation(
+    checkpoint: Checkpoint,
+    targets: Sequence[str],
+    spent: Budget,
+    quantizer: str | None = None,
+    progress: Progress | None = None,
+) -> Allocation | None:
+    """The format of every matrix; None where float16 keeps every limit.
+
+    Raises:
+        RecipeError: a limit is below the least, or the recipe's file is not right.
+        AudioError: the recordings cannot be used.
+    """
+    held = bits.read(spent.recipe) if spent.recipe else None
+    choices = budget.choices(checkpoint, targets)
+    if held and not spent.asked:
+        return _rebuilt(choices, held, spent.recipe)
+    limits = budget.limits(choices, spent.asked, checkpoint.tokenizer.stat().st_size, {})
+    if _fits_float16(choices, limits, spent.asked):
+        _LOGGER.info("float16 keeps %s: recipe fp16 is built", limits[0].said)
+        return None
+    budget.check_possible(choices, limits)
+    if held:
+        losses, measured = _losses(choices, held, checkpoint, spent.recipe)
+    else:
+        losses, measured = sensitivity.measure(
+            checkpoint, choices.formats, quantizer or "nearest", spent.speech, progress
+        )
+    found = budget.spend(choices, limits, losses, _name(spent.asked), measured)
+    _tell(found)
+    return found
+
+
+def spend_again(checkpoint: Checkpoint, found: Allocation, spent: Budget, more: Mapping[str, int]) -> Allocation:
+    """The same budget spent anew, with more bytes set apart for what lies beside the weights."""
+    choices = budget.choices(checkpoint, found.targets)
+    limits = budget.limits(choices, spent.asked, checkpoint.tokenizer.stat().st_size, more)
+    assert found.measured is not None
+    losses = {name: one.losses for name, one in found.tensors.items()}
+    return budget.spend(choices, limits, losses, found.name, found.measured)
+
+
+def _rebuilt(choices: Choices, held: Allocation, path: Path | None) -> Allocation:
+    """What a file says, for these targets; what follows from its formats reckoned anew."""
+    known, named = set(choices.formats), set(held.tensors)
+    faults = [f"'{name}' is no matrix of this model" for name in sorted(named - known)]
+    faults += [f"'{name}' is not in it" for name in sorted(known - named)]
+    if faults:
+        listed = f"{'; '.join(faults[:6])}{f' and {len(faults) - 6} more' if len(faults) > 6 else ''}"
+        raise RecipeError(
+            f"recipe '{path}' is not of this model: {listed}. See its matrices with: ossicle inspect CHECKPOINT"
+        )
+    limits = [limit for limit in held.limits if limit.target in choices.targets]
+    formats = {name: held.tensors[name].format for name in choices.formats}
+    losses = {name: held.tensors[name].losses for name in formats}
+    return budget.allocation(choices, limits, formats, losses, held.name, held.quantizer, held.measured)
+
+
+def _losses(
+    choices: Choices, held: Allocation, checkpoint: Checkpoint, path: Path | None
+) -> tuple[budget.Losses, Measured]:
+    """The losses in a file, which has to have them for every choice of this very checkpoint."""
+    if held.measured is None or held.measured.checkpoint != checkpoint.identity:
+        raise RecipeError(
+            f"the losses in '{path}' are not of this checkpoint with these adapters. Leave --recipe out, to measure them"
+        )
+    losses = {name: one.losses for name, one in held.tensors.items()}
+    for name, forms in choices.formats.items():
+        if missing := [form.name for form in forms if form not in losses.get(name, {})]:
+            raise RecipeError(
+                f"'{path}' has no loss of '{name}' in {', '.join(missing)}, which target "
+                f"{', '.join(choices.targets)} can hold. Leave --recipe out, to measure them"
+            )
+    return losses, held.measured
+
+
+def _fits_float16(choices: Choices, limits: Sequence[Limit], asked: Sequence[Asked]) -> bool:
+    recipe = named_recipe("fp16")
+    for limit in limits:
+        one = next(one for one in asked if one.said == limit.said)
+        size = plan.size(choices.model, limit.target, recipe, recipe.context)
+        if (size.memory(one.context) if limit.in_memory else size.total) + limit.beside > limit.size:
+            return False
+    return True
+
+
+def _check_engines(spent: Budget, engines: object) -> None:
+    if engines is not None and any(one.device is None for one in spent.asked):
+        raise RecipeError(
+            "the size of TensorRT's engines is not known before they are built, so --max-size does not go with --engine. "
+            "Build the bundle, then: ossicle engine BUNDLE"
+        )
+
+
+def _name(asked: Sequence[Asked]) -> str:
+    return "-".join(one.name for one in asked)
+
+
+def _tell(found: Allocation) -> None:
+    limit = found.tightest
+    if limit:
+        _LOGGER.info(
+            "%s: target %s sets the limit, with %s of %s; about %.1e nats are lost",
+            limit.said, limit.target, budget.size(limit.taken), budget.size(limit.size), found.loss,
+        )  # fmt: skip

@@ -1,0 +1,347 @@
+"""Bits to a budget on a tiny model: losses that are true, sizes that add up, bundles within limits, recipes that come again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ossicle.compiler import bits, budget, plan, sensitivity, spending, stored
+from ossicle.compiler.calibrate import utterances
+from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
+from ossicle.compiler.figures import divergence
+from ossicle.compiler.plan import Model
+from ossicle.compiler.reference import Original
+from ossicle.compiler.speech import load
+from ossicle.targets.contract import AudioError, OssicleError, RecipeError, WeightFormat
+from ossicle.targets.devices import device
+from ossicle.targets.recipes import FLOAT16, INT4, INT4_WIDE, INT8
+from ossicle.tests import checkpoints
+
+AUDIO = {
+    "num_mel_bins": 128, "max_source_positions": 1500, "hidden_size": 32, "intermediate_size": 128,
+    "num_hidden_layers": 1,
+}  # fmt: skip
+ALL = ("onnx", "openvino", "gguf", "coreml", "tensorrt")
+HEAD, DOWN = "lm_head.weight", "model.language_model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = checkpoints.model(checkpoints.tiny_config(audio=AUDIO))
+    return checkpoints.save_hub(tmp_path_factory.mktemp("budget") / "tiny", made)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Checkpoint:
+    return open_checkpoint(folder)
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import soundfile
+
+    listed = tmp_path_factory.mktemp("speech") / "speech.jsonl"
+    for number in range(2):
+        samples = np.random.default_rng(number).standard_normal(16000) * 0.1
+        soundfile.write(listed.with_name(f"{number}.wav"), samples, 16000)
+    listed.write_text("\n".join(json.dumps({"file": f"{number}.wav", "text": "one two"}) for number in range(2)))
+    return listed
+
+
+@pytest.fixture(scope="module")
+def measured(checkpoint: Checkpoint, spoken: Path) -> tuple[Any, bits.Measured]:
+    formats = budget.choices(checkpoint, ("onnx",)).formats
+    return sensitivity.measure(checkpoint, formats, "nearest", spoken)
+
+
+def made_up(choices: budget.Choices) -> dict[str, dict[WeightFormat, float]]:
+    return {
+        name: {form: 0.0 if form.is_float else 2.0 ** (-2 * form.bits) * (1 + form.group / 999) for form in forms}
+        for name, forms in choices.formats.items()
+    }
+
+
+def logits(checkpoint: Checkpoint, spoken: Path) -> Any:
+    """Of every scored position of the recordings, as they are asked to be transcribed."""
+    import torch
+
+    original, found = Original(checkpoint), []
+    for one in utterances(checkpoint, load(spoken)):
+        inputs = original._embed(list(one.tokens), original._encode(one.logmel))
+        with torch.inference_mode():
+            found.append(original.model(inputs_embeds=inputs, logits_to_keep=one.scored).logits[0].numpy())
+    return np.concatenate(found)
+
+
+def test_losses_are_the_divergence_that_a_matrix_makes(
+    checkpoint: Checkpoint, spoken: Path, measured: tuple[Any, bits.Measured]
+) -> None:
+    losses, before = measured[0], logits(checkpoint, spoken)
+    predicted, found = [], []
+    for name in losses:
+        formats = {one: INT4_WIDE if one == name else FLOAT16 for one in losses}
+        choices = budget.choices(checkpoint, ("onnx",))
+        chosen = bits.recipe(
+            budget.allocation(choices, [], formats, losses, "one", measured[1].quantizer, None), choices.model.family
+        )
+        found.append(float(divergence(before, logits(stored.rounded(checkpoint, chosen), spoken)).mean()))
+        predicted.append(losses[name][INT4_WIDE])
+    order = [np.argsort(np.argsort(one)) for one in (predicted, found)]
+    assert np.corrcoef(*order)[0, 1] > 0.9  # Spearman's
+    assert 0.5 < sum(predicted) / sum(found) < 2
+
+
+@pytest.mark.parametrize("targets", [("onnx",), ("openvino",), ("gguf",), ("openvino", "gguf"), ALL])
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_matrices_take_adds_up_to_the_planned_size(
+    checkpoint: Checkpoint, targets: tuple[str, ...], tied: bool
+) -> None:
+    choices = budget.choices(replace(checkpoint, tied=tied), targets)
+    random = np.random.default_rng(0)
+    asked = (budget.of_size(10**9), budget.on_device(replace(device("m2-8"), targets=ALL), 1000))
+    limits = budget.limits(choices, asked, 30000, {})
+    formats = {name: forms[random.integers(len(forms))] for name, forms in choices.formats.items()}
+    if tied:
+        formats[HEAD] = formats[choices.model.family.EMBEDDING]
+    found = budget.allocation(choices, limits, formats, {}, "any", "nearest", None)
+    recipe = bits.recipe(found, choices.model.family)
+    for limit in found.limits:
+        size = plan.size(choices.model, limit.target, recipe, recipe.context)
+        if limit.in_memory:
+            assert limit.taken == size.memory(1000)
+        elif targets[0] == "onnx" or limit.target != "gguf":  # planned with ONNX's encoder
+            assert limit.taken - limit.beside == size.total
+
+
+@pytest.mark.parametrize("targets", [("onnx",), ("gguf",), ("onnx", "gguf"), ALL])
+def test_formats_are_what_every_target_holds(checkpoint: Checkpoint, targets: tuple[str, ...]) -> None:
+    held = {form.name for form in budget.choices(checkpoint, targets).formats[HEAD]}
+    assert {"float16", "int8-g32", "int4-g32"} <= held
+    assert ("int4-g128" in held) == (targets == ("onnx",))
+    assert ("int4-g32-asymmetric" in held) == ("tensorrt" not in targets)
+
+
+def test_gguf_alone_may_hold_blocks_in_its_decoder() -> None:
+    config = checkpoints.tiny_config(text={"hidden_size": 256, "intermediate_size": 256})
+    from ossicle.compiler.families import family
+
+    choices = budget.Choices(Model("tiny", family("voxtral"), config, tied=False), ("gguf",))
+    assert {"Q3_K", "Q4_K", "Q5_K", "Q6_K"} <= {form.name for form in choices.formats[DOWN]}
+    assert not any(form.is_block for form in choices.formats["model.audio_tower.layers.0.fc1.weight"])
+
+
+def test_a_tied_head_has_its_embeddings_format(checkpoint: Checkpoint) -> None:
+    choices = budget.choices(replace(checkpoint, tied=True), ("onnx",))
+    limits = budget.limits(choices, [budget.of_size(10**9)], 0, {})
+    losses = made_up(choices)
+    losses[HEAD] = dict.fromkeys(losses[HEAD], 0.0)
+    found = budget.spend(choices, limits, losses, "any", bits.Measured("", "nearest", "", ""))
+    assert found.tensors[HEAD].format == found.tensors[choices.model.family.EMBEDDING].format == FLOAT16
+
+
+def within(folder: Path, out: Path, spent: spending.Budget, **options: Any) -> spending.BuildReport:
+    return spending.build(folder, out, spent=spent, verify=False, **options)
+
+
+def files(bundle: Path) -> dict[str, bytes]:
+    return {path.relative_to(bundle).as_posix(): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+
+
+def asked_between(checkpoint: Checkpoint, targets: tuple[str, ...], share: float) -> budget.Asked:
+    """A size so far from the least to that of eight bits everywhere."""
+    choices = budget.choices(checkpoint, targets)
+    (limit, *_) = budget.limits(choices, [budget.of_size(10**9)], checkpoint.tokenizer.stat().st_size, {})
+    ends = [
+        sum(choices.takes(limit, name, pick(forms)) for name, forms in choices.formats.items())
+        for pick in (lambda forms: forms[-1], lambda _: INT8)
+    ]
+    return budget.of_size(int(limit.fixed + ends[0] + share * (ends[1] - ends[0])))
+
+
+@pytest.fixture(scope="module")
+def bundle(
+    folder: Path, checkpoint: Checkpoint, spoken: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, budget.Asked]:
+    out = tmp_path_factory.mktemp("bundles") / "within"
+    asked = asked_between(checkpoint, ("onnx",), 0.5)
+    within(folder, out, spending.Budget((asked,), spoken), targets=("onnx",))
+    return out, asked
+
+
+def test_a_bundle_keeps_its_size_and_spends_it(bundle: tuple[Path, budget.Asked]) -> None:
+    held = bits.read(bundle[0] / bits.NAME)
+    size = sum(path.stat().st_size for path in (bundle[0] / "onnx").iterdir())
+    assert size <= bundle[1].size
+    assert len({one.format for one in held.tensors.values()}) > 1
+    assert held.limits[0].taken > 0.97 * bundle[1].size
+    assert held.loss is not None
+    assert held.loss > 0
+
+
+def test_its_recipe_builds_it_again_to_the_byte(
+    folder: Path, bundle: tuple[Path, budget.Asked], tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    within(folder, again, spending.Budget(recipe=bundle[0] / bits.NAME), targets=("onnx",))
+    assert files(again) == files(bundle[0])
+
+
+def edited(bundle: Path, out: Path, formats: Mapping[str, str], **other: Any) -> Path:
+    document = json.loads((bundle / bits.NAME).read_text()) | other
+    for name, form in formats.items():
+        document["tensors"].setdefault(name, {})["format"] = form
+    out.write_text(json.dumps(document))
+    return out
+
+
+def test_an_edited_format_is_built_and_reckoned_with(
+    checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked], tmp_path: Path
+) -> None:
+    before = bits.read(bundle[0] / bits.NAME)
+    assert before.tensors[HEAD].format != FLOAT16
+    path = edited(bundle[0], tmp_path / "edited.json", {HEAD: "float16"})
+    found = spending.allocation(checkpoint, ("onnx",), spending.Budget(recipe=path))
+    assert found is not None
+    assert found.tensors[HEAD].format == FLOAT16
+    assert found.limits[0].taken - before.limits[0].taken == found.tensors[HEAD].bytes - before.tensors[HEAD].bytes > 0
+    assert found.loss is not None
+    assert before.loss is not None
+    assert found.loss < before.loss
+
+
+def test_a_recipes_losses_are_spent_on_another_size(
+    checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "measure", lambda *_: pytest.fail("nothing is to be measured again"))
+    asked = asked_between(checkpoint, ("onnx",), 0.8)
+    found = spending.allocation(checkpoint, ("onnx",), spending.Budget((asked,), recipe=bundle[0] / bits.NAME))
+    before = bits.read(bundle[0] / bits.NAME)
+    assert found is not None
+    assert found.loss is not None
+    assert before.loss is not None
+    assert found.loss < before.loss
+    assert found.limits[0].taken <= asked.size
+
+
+def test_narrow_floats_in_a_wide_graph_are_the_rounded_model(
+    folder: Path, checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked], tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    names = bits.read(bundle[0] / bits.NAME).tensors
+    path = edited(bundle[0], tmp_path / "half.json", dict.fromkeys(names, "float16"))
+    within(folder, tmp_path / "half", spending.Budget(recipe=path), targets=("onnx",))
+    held = spending.allocation(checkpoint, ("onnx",), spending.Budget(recipe=path))
+    assert held is not None
+    choices = budget.choices(checkpoint, ("onnx",))
+    rounded = Original(stored.rounded(checkpoint, bits.recipe(held, choices.model.family)))
+    mel = np.random.default_rng(0).standard_normal((1, 128, 3000)).astype(np.float32)
+    graphs = {path.name.split("_")[0]: path for path in (tmp_path / "half" / "onnx").glob("*.onnx")}
+    encode = onnxruntime.InferenceSession(graphs["audio"])
+    (audio,) = encode.run(None, {encode.get_inputs()[0].name: mel})
+    np.testing.assert_allclose(audio, rounded._encode(mel).numpy(), rtol=1e-4, atol=1e-4)
+    look_up = onnxruntime.InferenceSession(graphs["embed"])
+    (rows,) = look_up.run(None, {look_up.get_inputs()[0].name: np.array([[5, 9]])})
+    table = stored.rounded(checkpoint, bits.recipe(held, choices.model.family)).tensors[choices.model.family.EMBEDDING]
+    np.testing.assert_array_equal(rows[0], np.stack([table.rows(one, one + 1)[0] for one in (5, 9)]))
+
+
+def refused(checkpoint: Checkpoint, spent: spending.Budget, targets: tuple[str, ...] = ("onnx",)) -> str:
+    with pytest.raises(OssicleError) as caught:
+        spending.allocation(checkpoint, targets, spent)
+    return str(caught.value)
+
+
+def test_what_cannot_be_kept_is_refused_with_the_least(checkpoint: Checkpoint) -> None:
+    said = refused(checkpoint, spending.Budget((budget.of_size(100_000),)), ("onnx", "gguf"))
+    assert "--max-size 0.10MB cannot be kept" in said
+    for target in ("onnx", "gguf"):
+        assert f"target '{target}' takes " in said
+    least = float(said.split("target 'onnx' takes ")[1].split(" MB")[0]) * 1e6
+    choices = budget.choices(checkpoint, ("onnx",))
+    for count, kept in ((least - 10_000, False), (least + 10_000, True)):
+        limits = budget.limits(choices, [budget.of_size(int(count))], checkpoint.tokenizer.stat().st_size, {})
+        if kept:
+            budget.check_possible(choices, limits)
+        else:
+            with pytest.raises(RecipeError):
+                budget.check_possible(choices, limits)
+
+
+def test_more_than_float16_takes_float16_and_says_so(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "ossicle")
+    assert spending.allocation(checkpoint, ("onnx",), spending.Budget((budget.of_size(10**10),))) is None
+    assert "float16 keeps --max-size 10.00GB: recipe fp16 is built" in caplog.text
+
+
+def test_a_device_without_an_engine_is_refused(checkpoint: Checkpoint) -> None:
+    said = refused(checkpoint, spending.Budget((budget.on_device(device("rtx-4060"), 100),)), ("gguf",))
+    assert "device 'rtx-4060' has no engine for target gguf (it has: tensorrt, onnx)" in said
+
+
+def test_speech_that_cannot_be_used_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    asked = (asked_between(checkpoint, ("onnx",), 0.5),)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "other.jsonl").write_text('{"audio": "a.wav"}\n{"file": "b.wav"}')
+    with pytest.raises(AudioError, match="it has no lines"):
+        spending.allocation(checkpoint, ("onnx",), spending.Budget(asked, tmp_path / "empty.jsonl"))
+    with pytest.raises(AudioError, match=r"line 1: it has no 'file'; 'b.wav' is missing"):
+        spending.allocation(checkpoint, ("onnx",), spending.Budget(asked, tmp_path / "other.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("formats", "said"),
+    [
+        ({HEAD: "int5"}, "'lm_head.weight' has 'int5', and the formats are float32, float16, int8-g32"),
+        ({"model.nothing.weight": "float16"}, "'model.nothing.weight' is no matrix of this model"),
+    ],
+)
+def test_an_edit_that_means_nothing_is_refused(
+    checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked], tmp_path: Path, formats: dict[str, str], said: str
+) -> None:
+    assert said in refused(checkpoint, spending.Budget(recipe=edited(bundle[0], tmp_path / "edited", formats)))
+
+
+def test_a_format_that_a_target_cannot_hold_is_refused_by_its_matrix(
+    folder: Path, bundle: tuple[Path, budget.Asked], tmp_path: Path
+) -> None:
+    path = edited(bundle[0], tmp_path / "edited", {DOWN: "Q4_K"})
+    with pytest.raises(RecipeError, match=rf"target 'onnx' cannot hold Q4_K for '{DOWN}'"):
+        within(folder, tmp_path / "out", spending.Budget(recipe=path))
+    assert [one.name for one in tmp_path.iterdir()] == ["edited"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"kind": "recipe", "version": 9}', '{"kind": "recipe", "version": 1}'])
+def test_a_file_that_is_no_recipe_is_refused(checkpoint: Checkpoint, tmp_path: Path, text: str) -> None:
+    (tmp_path / "not").write_text(text)
+    assert "cannot be used as a recipe" in refused(checkpoint, spending.Budget(recipe=tmp_path / "not"))
+
+
+def test_losses_of_another_checkpoint_are_not_spent(
+    checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked], tmp_path: Path
+) -> None:
+    asked = (asked_between(checkpoint, ("onnx",), 0.4),)
+    held = json.loads((bundle[0] / bits.NAME).read_text())["measured"]
+    path = edited(bundle[0], tmp_path / "other", {}, measured=held | {"checkpoint": "another"})
+    assert "not of this checkpoint" in refused(checkpoint, spending.Budget(asked, recipe=path))
+
+
+def test_graphs_larger_than_reckoned_are_made_room_for(
+    folder: Path, checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(budget.sizes, "beside_weights", lambda *_: 0)
+    asked = bundle[1]
+    within(folder, tmp_path / "again", spending.Budget((asked,), recipe=bundle[0] / bits.NAME), targets=("onnx",))
+    assert sum(path.stat().st_size for path in (tmp_path / "again" / "onnx").iterdir()) <= asked.size
+
+
+def test_a_recipe_of_the_users_own_is_told_from_others_of_its_name() -> None:
+    from ossicle.targets.recipes import RECIPES
+
+    one = budget.uniform(INT4)
+    assert stored._own(RECIPES["int4"]) == []
+    assert stored._own(replace(RECIPES["int4"], quantizer="mse")) == []
+    assert stored._own(one) != stored._own(replace(one, decoder=INT8)) != []
