@@ -125,7 +125,7 @@ class Backward(Streamed):
                 for draw in range(self.draws):
                     places = [item * self.draws + draw for item in group]
                     given = [back.load(place) for place in places]
-                    found = torch.autograd.grad(outputs, [*inputs, *weights], given, retain_graph=True)
+                    found = torch.autograd.grad(outputs, [*inputs, *weights], given, retain_graph=draw + 1 < self.draws)
                     for place, gradient in zip(places, found, strict=False):
                         back.put(place, gradient)
                     for total, gradient in zip(squares, found[len(group) :], strict=True):

@@ -18,7 +18,7 @@ from ..targets.contract import Artifact, BuildError, Override, Recipe, RecipeErr
 from ..targets.gguf_mixes import Q3_K, Q4_0, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
 from ..targets.recipes import FLOAT16, FLOAT32, INT4, INT4_ASYMMETRIC, INT4_WIDE, INT8
 from .assignment import serving
-from .families import Family
+from .families import Family, family
 
 NAME = "recipe.json"  # in a bundle
 VERSION = 1
@@ -96,17 +96,17 @@ class Allocation:
         return min(self.limits, key=lambda one: one.size - one.taken, default=None)
 
 
-def part(family: Family, name: str) -> str | None:
+def part(model: Family, name: str) -> str | None:
     """The part of a recipe that a matrix is stored by; None for what no recipe has a format for."""
-    found = family.part(name)
-    return _PARTS[found] if found and (family.linear(name) or found == "embedding") else None
+    found = model.part(name)
+    return _PARTS[found] if found and (model.linear(name) or found == "embedding") else None
 
 
-def recipe(allocation: Allocation, family: Family) -> Recipe:
+def recipe(allocation: Allocation, model: Family) -> Recipe:
     """The recipe that stores every matrix as the allocation says."""
     parts: dict[str, dict[str, WeightFormat]] = {}
     for name, spent in allocation.tensors.items():
-        parts.setdefault(part(family, name) or "", {})[name] = spent.format
+        parts.setdefault(part(model, name) or "", {})[name] = spent.format
     main: dict[str, Any] = {key: _main(formats) for key, formats in parts.items()}
     overrides = tuple(
         Override(key, name, form)
@@ -123,6 +123,15 @@ def recipe(allocation: Allocation, family: Family) -> Recipe:
         quantizer=allocation.quantizer,
         overrides=overrides,
     )
+
+
+def recipe_in(path: Path, family_name: str) -> Recipe:
+    """The recipe that a file holds, for a model of this family.
+
+    Raises:
+        RecipeError: the file cannot be read.
+    """
+    return recipe(read(path), family(family_name))
 
 
 def _main(formats: Mapping[str, WeightFormat]) -> WeightFormat:
@@ -155,14 +164,15 @@ class OverBudgetError(BuildError):
 
 
 def check(allocation: Allocation, artifacts: Sequence[Artifact], recipe: Recipe) -> None:
-    """Refuse artifacts that take more than a limit.
+    """Refuse artifacts that take more than a limit, but for limits that the user's own formats exceed.
 
     Raises:
         OverBudgetError: naming every target and its size.
     """
     sizes = {(one.target, one.stage): sum(file.size for file in one.files) for one in artifacts}
     taken = {name: sum(sizes[one] for one in serving(name, allocation.targets, recipe)) for name in allocation.targets}
-    over = [limit for limit in allocation.limits if not limit.in_memory and taken[limit.target] > limit.size]
+    kept = [limit for limit in allocation.limits if not limit.in_memory and limit.taken <= limit.size]
+    over = [limit for limit in kept if taken[limit.target] > limit.size]
     if over:
         said = "; ".join(f"target '{one.target}' takes {taken[one.target]:,} bytes of {one.size:,}" for one in over)
         more = {one.target: taken[one.target] - one.taken for one in over}

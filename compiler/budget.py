@@ -153,7 +153,7 @@ def _check_engines(asked: Asked, targets: Sequence[str]) -> None:
 
 def _limit(choices: Choices, asked: Asked, target: str, beside: int) -> Limit:
     recipe = uniform(INT8)
-    size = plan.size(choices.model, target, recipe, recipe.context)
+    size = plan.size(choices.model, target, recipe, recipe.context, choices.targets)
     limit = Limit(asked.said, target, asked.size, 0, in_memory=asked.device is not None)
     matrices = sum(choices.takes(limit, name, INT8) for name in choices.formats)
     whole = size.memory(asked.context) if asked.device else size.total

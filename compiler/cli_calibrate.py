@@ -65,20 +65,25 @@ def quantize(
         ),
     ] = "gptq",
     quant: Annotated[str, typer.Option("--quant", help="The recipe: int4, int4-g128, int4-asymmetric, int8.")] = "int4",
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="The recipe.json of a bundle, in place of --quant.")
+    ] = None,
     speech: Speech = None,
     adapter: Adapters = None,
     as_json: Json = False,
 ) -> None:
     """Make a checkpoint's integers as it hears speech, once for every target: for --quantized of a build."""
     needs_build_extra("quantizing")
-    from ..targets.recipes import recipe
+    from ..targets.recipes import recipe as named_recipe
+    from .bits import recipe_in
     from .checkpoint import open_checkpoint
     from .cli_progress import Bars
     from .lora import parse_adapter
     from .quantize_on_speech import quantize as made
 
     opened = open_checkpoint(checkpoint, adapters=[parse_adapter(text) for text in adapter or ()])
+    chosen = recipe_in(recipe, opened.family) if recipe else named_recipe(quant)
     with Bars() as bars:
-        count = made(opened, recipe(quant), quantizer, out, speech, bars)
-    said = {"quantized": str(out), "matrices": count, "quantizer": quantizer, "recipe": quant}
-    print_json(said) if as_json else typer.echo(f"{out}: {count} matrices, {quant} by {quantizer}")
+        count = made(opened, chosen, quantizer, out, speech, bars)
+    said = {"quantized": str(out), "matrices": count, "quantizer": quantizer, "recipe": chosen.name}
+    print_json(said) if as_json else typer.echo(f"{out}: {count} matrices, {chosen.name} by {quantizer}")

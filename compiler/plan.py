@@ -14,7 +14,7 @@ from typing import Any
 from ..targets import needs, sizes
 from ..targets.contract import STAGE_PARTS, BuildError, Float32, Recipe, RecipeError
 from ..targets.devices import Device
-from .assignment import assign
+from .assignment import assign, serving
 from .checkpoint import configured
 from .families import Family
 from .quantize import Weights
@@ -129,13 +129,15 @@ def holds(target: str, recipe: Recipe) -> bool:
     return True
 
 
-def size(model: Model, target: str, recipe: Recipe, context: int) -> Size:
-    """What a bundle of one target takes, whose tables are prepared for `context` tokens."""
+def size(model: Model, target: str, recipe: Recipe, context: int, targets: Sequence[str] = ()) -> Size:
+    """What a bundle of one target takes, whose tables are prepared for `context` tokens.
+
+    Of `targets` in the same bundle, one may serve it with its audio encoder.
+    """
     weights = Weights(model.tensors, recipe, model.family, model.tied)
     stored = {
         f"{name} {stage}": sizes.stage_bytes(name, stage, model.stages[stage], recipe, weights)
-        for name, stages in assign((target,), recipe).items()
-        for stage in stages
+        for name, stage in serving(target, targets or (target,), recipe)
     }
     text = model.family.text_format(model.config, {})
     width = 2 if sizes.computes_in(target, recipe) == "float16" else 4

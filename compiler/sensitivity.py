@@ -23,7 +23,7 @@ from .checkpoint import Checkpoint
 from .speech import Speech
 from .stored import narrowed
 
-UTTERANCES = 16  # with their signs drawn anew, that a measurement is made of at least
+SAMPLES = 16  # of gradients at the least: utterances are taken again with other signs where they are few
 _BLOCK = 1 << 22  # numbers rounded at a time
 
 
@@ -88,7 +88,7 @@ def measured(
 ) -> tuple[Losses, Measured]:
     """As `measure`, of recordings that are known already."""
     weighing = _Weighing(checkpoint.tensors, formats, checkpoint.importances, quantizer)
-    draws = -(-UTTERANCES // len(spoken.clips))
+    draws = -(-SAMPLES // len(spoken.clips))
     backward = Backward(checkpoint, _Silence(), progress, watcher=weighing, draws=draws)
     backward.run(utterances(checkpoint, spoken))
     losses = {name: {form: rounded(loss) for form, loss in weighing.losses[name].items()} for name in formats}

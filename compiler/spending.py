@@ -85,7 +85,9 @@ def allocation(
     held = bits.read(spent.recipe) if spent.recipe else None
     choices = budget.choices(checkpoint, targets)
     if held and not spent.asked:
-        return _rebuilt(choices, held, spent.recipe)
+        found = _rebuilt(choices, held, spent.recipe)
+        _tell(found)
+        return found
     limits = budget.limits(choices, spent.asked, checkpoint.tokenizer.stat().st_size, {})
     if _fits_float16(choices, limits, spent.asked):
         _LOGGER.info("float16 keeps %s: recipe fp16 is built", limits[0].said)
@@ -149,7 +151,7 @@ def _fits_float16(choices: Choices, limits: Sequence[Limit], asked: Sequence[Ask
     recipe = named_recipe("fp16")
     for limit in limits:
         one = next(one for one in asked if one.said == limit.said)
-        size = plan.size(choices.model, limit.target, recipe, recipe.context)
+        size = plan.size(choices.model, limit.target, recipe, recipe.context, choices.targets)
         if (size.memory(one.context) if limit.in_memory else size.total) + limit.beside > limit.size:
             return False
     return True
@@ -170,7 +172,13 @@ def _name(asked: Sequence[Asked]) -> str:
 def _tell(found: Allocation) -> None:
     limit = found.tightest
     if limit:
+        lost = "" if found.loss is None else f"; about {found.loss:.1e} nats a token are lost"
         _LOGGER.info(
-            "%s: target %s sets the limit, with %s of %s; about %.1e nats are lost",
-            limit.said, limit.target, budget.size(limit.taken), budget.size(limit.size), found.loss,
-        )  # fmt: skip
+            "%s: target %s %s, with %s of %s%s",
+            limit.said,
+            limit.target,
+            "exceeds it" if limit.taken > limit.size else "sets the limit",
+            budget.size(limit.taken),
+            budget.size(limit.size),
+            lost,
+        )

@@ -1,7 +1,7 @@
 """Bits to a budget on a tiny model: losses that are true, sizes that add up, bundles within limits, recipes that come again."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,27 @@ from ossicle.compiler.calibrate import utterances
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.figures import divergence
 from ossicle.compiler.plan import Model
-from ossicle.compiler.reference import Original
+from ossicle.compiler.quantize import weights_of
+from ossicle.compiler.reference import Original, Utterance
 from ossicle.compiler.speech import load
+from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import AudioError, OssicleError, RecipeError, WeightFormat
 from ossicle.targets.devices import device
-from ossicle.targets.recipes import FLOAT16, INT4, INT4_WIDE, INT8
+from ossicle.targets.recipes import FLOAT16, INT4, INT8
 from ossicle.tests import checkpoints
 
 AUDIO = {
     "num_mel_bins": 128, "max_source_positions": 1500, "hidden_size": 32, "intermediate_size": 128,
     "num_hidden_layers": 1,
 }  # fmt: skip
+TEXT = {"hidden_size": 128, "intermediate_size": 320, "max_position_embeddings": 512}  # most of it are matrices
 ALL = ("onnx", "openvino", "gguf", "coreml", "tensorrt")
 HEAD, DOWN = "lm_head.weight", "model.language_model.layers.1.mlp.down_proj.weight"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = checkpoints.model(checkpoints.tiny_config(audio=AUDIO))
+    made = checkpoints.model(checkpoints.tiny_config(audio=AUDIO, text=TEXT))
     return checkpoints.save_hub(tmp_path_factory.mktemp("budget") / "tiny", made)
 
 
@@ -44,17 +47,17 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import soundfile
 
     listed = tmp_path_factory.mktemp("speech") / "speech.jsonl"
-    for number in range(2):
-        samples = np.random.default_rng(number).standard_normal(16000) * 0.1
-        soundfile.write(listed.with_name(f"{number}.wav"), samples, 16000)
-    listed.write_text("\n".join(json.dumps({"file": f"{number}.wav", "text": "one two"}) for number in range(2)))
+    soundfile.write(listed.with_name("0.wav"), np.random.default_rng(0).standard_normal(16000) * 0.1, 16000)
+    listed.write_text(json.dumps({"file": "0.wav", "text": "one two three four"}))
     return listed
 
 
 @pytest.fixture(scope="module")
 def measured(checkpoint: Checkpoint, spoken: Path) -> tuple[Any, bits.Measured]:
     formats = budget.choices(checkpoint, ("onnx",)).formats
-    return sensitivity.measure(checkpoint, formats, "nearest", spoken)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sensitivity, "SAMPLES", 4)
+        return sensitivity.measure(checkpoint, formats, "nearest", spoken)
 
 
 def made_up(choices: budget.Choices) -> dict[str, dict[WeightFormat, float]]:
@@ -64,13 +67,13 @@ def made_up(choices: budget.Choices) -> dict[str, dict[WeightFormat, float]]:
     }
 
 
-def logits(checkpoint: Checkpoint, spoken: Path) -> Any:
+def logits(original: Original, heard: Sequence[Utterance], audio: Sequence[Any]) -> Any:
     """Of every scored position of the recordings, as they are asked to be transcribed."""
     import torch
 
-    original, found = Original(checkpoint), []
-    for one in utterances(checkpoint, load(spoken)):
-        inputs = original._embed(list(one.tokens), original._encode(one.logmel))
+    found = []
+    for one, embeddings in zip(heard, audio, strict=True):
+        inputs = original._embed(list(one.tokens), embeddings)
         with torch.inference_mode():
             found.append(original.model(inputs_embeds=inputs, logits_to_keep=one.scored).logits[0].numpy())
     return np.concatenate(found)
@@ -79,18 +82,22 @@ def logits(checkpoint: Checkpoint, spoken: Path) -> Any:
 def test_losses_are_the_divergence_that_a_matrix_makes(
     checkpoint: Checkpoint, spoken: Path, measured: tuple[Any, bits.Measured]
 ) -> None:
-    losses, before = measured[0], logits(checkpoint, spoken)
-    predicted, found = [], []
-    for name in losses:
-        formats = {one: INT4_WIDE if one == name else FLOAT16 for one in losses}
-        choices = budget.choices(checkpoint, ("onnx",))
-        chosen = bits.recipe(
-            budget.allocation(choices, [], formats, losses, "one", measured[1].quantizer, None), choices.model.family
-        )
-        found.append(float(divergence(before, logits(stored.rounded(checkpoint, chosen), spoken)).mean()))
-        predicted.append(losses[name][INT4_WIDE])
+    import torch
+
+    original, heard = Original(checkpoint), utterances(checkpoint, load(spoken))
+    audio = [original._encode(one.logmel) for one in heard]
+    before, predicted, found = logits(original, heard, audio), [], []
+    for name, losses in measured[0].items():
+        weight, weights = original.model.get_parameter(name), weights_of(checkpoint, budget.uniform(INT4))
+        exact = weight.data.clone()
+        weight.data.copy_(torch.from_numpy(stored.Rounded(name, weights).rows(0, len(exact))))
+        inside = "audio" in name or "projector" in name
+        after = logits(original, heard, [original._encode(one.logmel) for one in heard] if inside else audio)
+        weight.data.copy_(exact)
+        found.append(float(divergence(before, after).mean()))
+        predicted.append(losses[INT4])
     order = [np.argsort(np.argsort(one)) for one in (predicted, found)]
-    assert np.corrcoef(*order)[0, 1] > 0.9  # Spearman's
+    assert np.corrcoef(*order)[0, 1] > 0.8  # Spearman's
     assert 0.5 < sum(predicted) / sum(found) < 2
 
 
@@ -109,11 +116,8 @@ def test_what_matrices_take_adds_up_to_the_planned_size(
     found = budget.allocation(choices, limits, formats, {}, "any", "nearest", None)
     recipe = bits.recipe(found, choices.model.family)
     for limit in found.limits:
-        size = plan.size(choices.model, limit.target, recipe, recipe.context)
-        if limit.in_memory:
-            assert limit.taken == size.memory(1000)
-        elif targets[0] == "onnx" or limit.target != "gguf":  # planned with ONNX's encoder
-            assert limit.taken - limit.beside == size.total
+        size = plan.size(choices.model, limit.target, recipe, recipe.context, targets)
+        assert limit.taken - limit.beside == (size.memory(1000) if limit.in_memory else size.total)
 
 
 @pytest.mark.parametrize("targets", [("onnx",), ("gguf",), ("onnx", "gguf"), ALL])
@@ -163,11 +167,17 @@ def asked_between(checkpoint: Checkpoint, targets: tuple[str, ...], share: float
 
 @pytest.fixture(scope="module")
 def bundle(
-    folder: Path, checkpoint: Checkpoint, spoken: Path, tmp_path_factory: pytest.TempPathFactory
+    folder: Path,
+    checkpoint: Checkpoint,
+    spoken: Path,
+    measured: tuple[Any, bits.Measured],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, budget.Asked]:
     out = tmp_path_factory.mktemp("bundles") / "within"
     asked = asked_between(checkpoint, ("onnx",), 0.5)
-    within(folder, out, spending.Budget((asked,), spoken), targets=("onnx",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sensitivity, "measure", lambda *_: measured)
+        within(folder, out, spending.Budget((asked,), spoken), targets=("onnx",))
     return out, asked
 
 
@@ -256,13 +266,11 @@ def refused(checkpoint: Checkpoint, spent: spending.Budget, targets: tuple[str, 
 
 
 def test_what_cannot_be_kept_is_refused_with_the_least(checkpoint: Checkpoint) -> None:
-    said = refused(checkpoint, spending.Budget((budget.of_size(100_000),)), ("onnx", "gguf"))
+    said = refused(checkpoint, spending.Budget((budget.of_size(100_000),)))
     assert "--max-size 0.10MB cannot be kept" in said
-    for target in ("onnx", "gguf"):
-        assert f"target '{target}' takes " in said
     least = float(said.split("target 'onnx' takes ")[1].split(" MB")[0]) * 1e6
     choices = budget.choices(checkpoint, ("onnx",))
-    for count, kept in ((least - 10_000, False), (least + 10_000, True)):
+    for count, kept in ((least - 20_000, False), (least + 20_000, True)):
         limits = budget.limits(choices, [budget.of_size(int(count))], checkpoint.tokenizer.stat().st_size, {})
         if kept:
             budget.check_possible(choices, limits)
@@ -329,13 +337,22 @@ def test_losses_of_another_checkpoint_are_not_spent(
     assert "not of this checkpoint" in refused(checkpoint, spending.Budget(asked, recipe=path))
 
 
-def test_graphs_larger_than_reckoned_are_made_room_for(
-    folder: Path, checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked], tmp_path: Path, monkeypatch: Any
+def test_artifacts_larger_than_reckoned_are_made_room_for(
+    checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked]
 ) -> None:
-    monkeypatch.setattr(budget.sizes, "beside_weights", lambda *_: 0)
-    asked = bundle[1]
-    within(folder, tmp_path / "again", spending.Budget((asked,), recipe=bundle[0] / bits.NAME), targets=("onnx",))
-    assert sum(path.stat().st_size for path in (tmp_path / "again" / "onnx").iterdir()) <= asked.size
+    """Once the bytes beside the weights are known, the same budget is spent with them set apart."""
+    manifest, held = manifests.read(bundle[0]), bits.read(bundle[0] / bits.NAME)
+    recipe = stored.recipe_of(manifest.recipe)
+    bits.check(held, manifest.artifacts, recipe)
+    taken = sum(file.size for one in manifest.artifacts for file in one.files)
+    (limit,) = held.limits
+    tight = replace(held, limits=(replace(limit, size=taken - 1, taken=taken - 30_000),))
+    with pytest.raises(bits.OverBudgetError, match="the artifacts are larger than --max-size") as caught:
+        bits.check(tight, manifest.artifacts, recipe)
+    assert caught.value.more == {"onnx": 30_000}
+    again = spending.spend_again(checkpoint, held, spending.Budget((bundle[1],)), caught.value.more)
+    assert again.limits[0].beside == limit.beside + 30_000
+    assert again.limits[0].taken <= bundle[1].size
 
 
 def test_a_recipe_of_the_users_own_is_told_from_others_of_its_name() -> None:
