@@ -20,6 +20,8 @@ from .bits import Measured, rounded
 from .budget import Losses
 from .calibrate import utterances
 from .checkpoint import Checkpoint
+from .families import family
+from .quantizers import Choice
 from .speech import Speech
 from .stored import narrowed
 
@@ -34,7 +36,7 @@ class _Weighing:
     tensors: Mapping[str, TensorSource]
     formats: Mapping[str, Sequence[WeightFormat]]
     importances: Mapping[str, Float32]
-    quantizer: str
+    quantizers: Mapping[str, str]  # of each matrix
     losses: dict[str, dict[WeightFormat, float]] = field(default_factory=dict)
 
     def weigh(self, name: str, rows: Sequence[int], squares: Float32) -> None:
@@ -54,7 +56,7 @@ class _Weighing:
         try:
             if form.is_block:
                 return kquants.dequantize(kquants.quantize(values, form.kind, importance), form.kind)
-            found = quantizers.rows(0, values, form, quantizers.without_inputs(self.quantizer), importance)
+            found = quantizers.rows(0, values, form, quantizers.without_inputs(self.quantizers[name]), importance)
         except ValueError as reason:
             raise CheckpointError(
                 f"tensor '{name}' cannot be stored as {form.name}: {reason}. Repair the checkpoint, or build with --quant fp32"
@@ -87,7 +89,9 @@ def measured(
     progress: Progress | None = None,
 ) -> tuple[Losses, Measured]:
     """As `measure`, of recordings that are known already."""
-    weighing = _Weighing(checkpoint.tensors, formats, checkpoint.importances, quantizer)
+    choice, model = Choice.of(quantizer), family(checkpoint.family)
+    named = {name: choice.part(model.part(name)) for name in formats}
+    weighing = _Weighing(checkpoint.tensors, formats, checkpoint.importances, named)
     draws = -(-SAMPLES // len(spoken.clips))
     backward = Backward(checkpoint, _Silence(), progress, watcher=weighing, draws=draws)
     backward.run(utterances(checkpoint, spoken))

@@ -16,6 +16,7 @@ from .families import family
 from .lora import AdapterSpec
 from .pipeline import BuildReport
 from .pipeline import build as build_bundle
+from .quantizers import Choice
 
 _LOGGER = logging.getLogger("ossicle")
 
@@ -50,6 +51,7 @@ def build(
         OssicleError: the budget is too small, the recipe's file is not right, or what `pipeline.build` refuses.
     """
     _check_engines(spent, options.get("engines"))
+    _check_quantizer(spent, quantizer, options.get("quantized"))
     given: dict[str, Any] = {"adapters": adapters, "imatrix": imatrix}
     opened = open_checkpoint(checkpoint, **given)
     given |= {"targets": targets, "quantizer": quantizer, "progress": progress, **options}
@@ -162,6 +164,16 @@ def _check_engines(spent: Budget, engines: object) -> None:
         raise RecipeError(
             "the size of TensorRT's engines is not known before they are built, so --max-size does not go with --engine. "
             "Build the bundle, then: ossicle engine BUNDLE"
+        )
+
+
+def _check_quantizer(spent: Budget, quantizer: str | None, quantized: object) -> None:
+    """Integers made of inputs are made for formats that are known."""
+    if spent.asked and (quantized is not None or Choice.of(quantizer or "nearest").on_inputs):
+        raise RecipeError(
+            f"quantizer '{quantizer or 'of --quantized'}' needs the formats first. Find them: ossicle build CHECKPOINT "
+            "--max-size SIZE --quantizer mse --out DIR; then ossicle quantize CHECKPOINT --recipe DIR/recipe.json "
+            "--quantizer gptq --out FILE; then ossicle build CHECKPOINT --recipe DIR/recipe.json --quantized FILE --out DIR"
         )
 
 
