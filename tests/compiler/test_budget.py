@@ -14,6 +14,7 @@ from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.figures import divergence
 from ossicle.compiler.plan import Model
 from ossicle.compiler.quantize import weights_of
+from ossicle.compiler.quantize_on_speech import Plan
 from ossicle.compiler.reference import Original, Utterance
 from ossicle.compiler.speech import load
 from ossicle.targets import manifest as manifests
@@ -362,3 +363,25 @@ def test_a_recipe_of_the_users_own_is_told_from_others_of_its_name() -> None:
     assert stored._own(RECIPES["int4"]) == []
     assert stored._own(replace(RECIPES["int4"], quantizer="mse")) == []
     assert stored._own(one) != stored._own(replace(one, decoder=INT8)) != []
+
+
+def test_quantizers_on_inputs_make_the_integers_of_a_budget(
+    checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked]
+) -> None:
+    held = bits.read(bundle[0] / bits.NAME)
+    recipe = replace(bits.recipe_in(bundle[0] / bits.NAME, checkpoint.family), quantizer="gptq")
+    made = Plan.of(checkpoint, weights_of(checkpoint, recipe)).formats
+    model = budget.choices(checkpoint, ("onnx",)).model.family
+    assert made == {
+        name: one.format for name, one in held.tensors.items() if model.linear(name) and not one.format.is_float
+    }
+
+
+@pytest.mark.parametrize("options", [{"quantizer": "gptq"}, {"quantized": Path("made.safetensors")}])
+def test_a_budget_has_to_be_spent_before_integers_are_made_of_inputs(
+    folder: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        RecipeError, match=r"needs the formats first.*ossicle quantize CHECKPOINT --recipe DIR/recipe.json"
+    ):
+        within(folder, tmp_path / "out", spending.Budget((budget.of_size(10**6),)), **options)
