@@ -85,12 +85,12 @@ def report(engines: dict[str, Any], prompt: Float32, steps: int) -> None:
     prefill: dict[str, list[float]] = {name: [] for name in engines}
     step: dict[str, list[float]] = {name: [] for name in engines}
     states = {name: engine.prefill([prompt])[1] for name, engine in engines.items()}
-    for _ in range(3):
-        for name, engine in engines.items():
-            prefill[name].append(seconds(engine.prefill, [prompt])[0])
-    for _ in range(steps):
-        for name, engine in engines.items():
-            taken, (_, states[name]) = seconds(engine.step, states[name], np.array([1], np.int64))
+    for turn in range(4):
+        for name in _turned(engines, turn):
+            prefill[name].append(seconds(engines[name].prefill, [prompt])[0])
+    for turn in range(steps):
+        for name in _turned(engines, turn):
+            taken, (_, states[name]) = seconds(engines[name].step, states[name], np.array([1], np.int64))
             step[name].append(taken)
     first = next(iter(engines))
     print(f"{'':28} {'prefill s, least':>17} {'step ms, median':>16} {'least':>8} {'of the first':>24}")
@@ -98,6 +98,12 @@ def report(engines: dict[str, Any], prompt: Float32, steps: int) -> None:
         middle = statistics.median(step[name])
         ratio = f"prefill {min(prefill[name]) / min(prefill[first]):.3f}, step {middle / statistics.median(step[first]):.3f}"
         print(f"{name:28} {min(prefill[name]):17.2f} {middle * 1e3:16.2f} {min(step[name]) * 1e3:8.2f} {ratio:>24}")
+
+
+def _turned(engines: dict[str, Any], turn: int) -> list[str]:
+    """The engines' names, another of them first at each turn."""
+    names, first = list(engines), turn % len(engines)
+    return names[first:] + names[:first]
 
 
 if __name__ == "__main__":

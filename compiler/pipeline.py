@@ -105,6 +105,7 @@ def build(
     kept = beside.open_all(runtime_adapters, opened, targets)
     if kept and "onnx" in targets:
         options["onnx"] = {"adapted": beside.changed(kept)}  # its graph has inputs for what is added as it runs
+        registry.target("onnx", **options["onnx"]).check(chosen)
     if verify:
         verification.check_possible(opened, speech)
     inputs = _inputs(opened, chosen, assigned, kept) | {

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..targets import manifest as manifests
 from ..targets.contract import BundleError, EngineError
 from ..targets.manifest import Manifest
-from .base import Engine, Options, Runtime
+from .base import Engine, Options, Runtime, adapter_faults
 from .choose import Choices, Ranked, by_measurement, by_rank, consider, distinct
 from .fallback import FallbackEngine, Way
 from .measured import measured
@@ -67,12 +67,19 @@ def load(
         raise BundleError(f"bundle '{folder}' has no {TOKENIZER}. Build it again: ossicle build")
     if context is not None and context < 1:
         raise EngineError(f"context {context} is not possible (it can be: above 0, in tokens).")
+    _check_adapters(folder, manifest, adapters or {})
     wanted = Wanted(context or CONTEXT, kv_cache, allow_failed)
     choices = consider(manifest, engine, provider, wanted)
     options = Options(threads, provider, kv_cache, flash_attention, dict(adapters or {}))
     ranked = _ranked(folder, choices, options, measure, allow_failed)
     tokenizer = Tokenizer(folder / TOKENIZER)
     return Session(manifest, tokenizer, _opened(folder, choices, ranked, options, prefixes), context)
+
+
+def _check_adapters(folder: Path, manifest: Manifest, adapters: Mapping[str, float]) -> None:
+    """Refuse those that the bundle keeps for no engine, before one is looked for."""
+    if faults := adapter_faults(adapters, sorted({one.name for one in manifest.runtime_adapters})):
+        raise EngineError(f"bundle '{folder}' cannot be opened so: {'; '.join(faults)}.")
 
 
 def _opened(folder: Path, choices: Choices, ranked: Sequence[Ranked], options: Options, prefixes: int) -> Engine:

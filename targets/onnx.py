@@ -60,6 +60,8 @@ class Onnx:
                 f"target 'onnx' cannot hold {', '.join(faults)} (it can: float32, float16, int8 and int4 in groups of "
                 f"{', '.join(map(str, _GROUPS))}). See: ossicle targets"
             )
+        if self._adapted:
+            onnx_adapters.check_installed()
 
     def lower(
         self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Path, progress: Progress

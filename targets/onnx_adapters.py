@@ -28,6 +28,21 @@ def inputs(tensor: str) -> tuple[str, str]:
     return f"{module}.lora_A", f"{module}.lora_B"
 
 
+def check_installed() -> None:
+    """Refuse where ONNX Runtime, which writes the files, cannot be imported.
+
+    Raises:
+        BuildError: with the reason and the pip command.
+    """
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as reason:
+        raise BuildError(
+            f"target 'onnx' needs ONNX Runtime to write adapters, which cannot be imported: {reason}. "
+            'Install it with: pip install "ossicle[onnx]"'
+        ) from reason
+
+
 def open_inputs(model: Any, tensors: Collection[str]) -> None:
     """Give a graph low-rank inputs for these matrices, in what it computes in. The weights have no values yet.
 
@@ -46,18 +61,9 @@ def open_inputs(model: Any, tensors: Collection[str]) -> None:
 
 
 def write(path: Path, updates: Mapping[str, LowRankUpdate], dtype: str) -> None:
-    """Write an adapter's file, its updates by the canonical name of what they are added to.
+    """Write an adapter's file, its updates by the canonical name of what they are added to."""
+    from onnxruntime import AdapterFormat, OrtValue
 
-    Raises:
-        BuildError: ONNX Runtime, which writes the format, is not installed.
-    """
-    try:
-        from onnxruntime import AdapterFormat, OrtValue
-    except ImportError as reason:
-        raise BuildError(
-            f"target 'onnx' needs ONNX Runtime to write adapters, which cannot be imported: {reason}. "
-            'Install it with: pip install "ossicle[onnx]"'
-        ) from reason
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {name: OrtValue.ortvalue_from_numpy(array) for name, array in _arrays(updates, dtype)}
     held = AdapterFormat()

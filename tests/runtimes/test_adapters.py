@@ -1,6 +1,7 @@
 """Adapters chosen by request: every answer is that of a model with them merged, whatever was asked before or between."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 from ossicle.runtimes.adapters import adapted, key, names
 from ossicle.runtimes.fallback import FallbackEngine, Way
 from ossicle.runtimes.mixed import MixedEngine
+from ossicle.runtimes.opening import load
 from ossicle.runtimes.prefixes import with_prefixes
 from ossicle.runtimes.session import Session
 from ossicle.targets.contract import EngineError, Float32, PromptError
-from ossicle.tests.fakes import HIDDEN, FakeEngine, demo_tokenizer, write_bundle
+from ossicle.tests.fakes import HIDDEN, FakeEngine, FakeRuntime, demo_tokenizer, write_bundle
 from ossicle.tests.runtimes.fake_adapters import SHIFTS, Adapting, Branching, Merged, shift_of
 
 CHOICES: Sequence[dict[str, float] | None] = (
@@ -112,6 +114,25 @@ def test_a_reader_without_adapters_leaves_prompts_to_the_decoder() -> None:
         found, _ = adapted(engine, choice).prefill([noise(1, 9)])
         np.testing.assert_array_equal(found, Merged(shift_of(choice)).prefill([noise(1, 9)])[0])
     assert (reader.read, decoder.read) == ([9], [9])
+
+
+def test_a_reader_with_the_same_adapters_hands_over_what_it_read_with_them() -> None:
+    reader, decoder = Adapting(*SHIFTS, name="reader"), Adapting(*SHIFTS, name="decoder")
+    view, merged = adapted(MixedEngine(FakeEngine(), reader, decoder), {"short": 0.5}), Merged(shift_of({"short": 0.5}))
+    ours, expected = view.prefill([noise(1, 9)]), merged.prefill([noise(1, 9)])
+    ours, expected = view.step(ours[1], np.array([4])), merged.step(expected[1], np.array([4]))
+    np.testing.assert_array_equal(ours[0], expected[0])
+    assert (reader.read, decoder.read) == ([9], [])
+
+
+def test_what_no_engine_has_is_refused_before_one_is_opened(tmp_path: Path) -> None:
+    write_bundle(tmp_path)
+    runtime = FakeRuntime()
+    with pytest.raises(
+        EngineError, match=r"no adapter 'legal' in this bundle \(it has: none; keep one in it: ossicle build"
+    ):
+        load(tmp_path, engine=runtime, adapters={"legal": 1.0})
+    assert runtime.opened == []
 
 
 def test_a_closed_session_answers_nothing_with_adapters_either(bundle: Any) -> None:
