@@ -3,7 +3,8 @@
     python benchmarks/adapters.py [--layers 4] [--prompt 384] [--steps 48] [--rank 16] [--recipe int4]
 
 Voxtral-Mini's own widths with random weights, cut to a few layers; every matrix of a layer is adapted. All are opened at once
-and measured in turns, so that whatever else the machine does falls on all.
+and measured in turns of several steps, so that whatever else the machine does falls on all. The first steps of a turn do not
+count: threads of the engine before still wait for more work then, and take time from this one.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from ossicle.targets.manifest import RuntimeAdapter
 from ossicle.targets.onnx import Onnx
 from ossicle.targets.recipes import RECIPES
 
+TURN, SETTLING = 8, 3  # steps of an engine in succession, and how many of them do not count
 _STAGES = ("embed_tokens", "decoder")
 
 
@@ -88,10 +90,11 @@ def report(engines: dict[str, Any], prompt: Float32, steps: int) -> None:
     for turn in range(4):
         for name in _turned(engines, turn):
             prefill[name].append(seconds(engines[name].prefill, [prompt])[0])
-    for turn in range(steps):
+    for turn in range(-(-steps // (TURN - SETTLING))):
         for name in _turned(engines, turn):
-            taken, (_, states[name]) = seconds(engines[name].step, states[name], np.array([1], np.int64))
-            step[name].append(taken)
+            for number in range(TURN):
+                taken, (_, states[name]) = seconds(engines[name].step, states[name], np.array([1], np.int64))
+                step[name] += [taken] if number >= SETTLING else []
     first = next(iter(engines))
     print(f"{'':28} {'prefill s, least':>17} {'step ms, median':>16} {'least':>8} {'of the first':>24}")
     for name in engines:
