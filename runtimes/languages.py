@@ -1,7 +1,7 @@
 """What an answer may be, as grammars: a JSON schema, Lark, a regular expression, or calls of functions."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from .tokens import Tokenizer
 from .tools import CALL_ID, SLOT, Choice, Tool
 
 FORMATS = ("text", "json_object", "json_schema")
+_EXACT = 2**53  # the largest integer up to which float64 has every one
 # JSON as Python's `json` writes it, and as models are trained on it; a model cannot lose itself in white space.
 _WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Where one of these stands beside its properties, a schema may mean to have others too.
@@ -116,12 +117,28 @@ def _schema(schema: Mapping[str, Any]) -> str:
     """A schema for llguidance, with how its JSON is written.
 
     Raises:
-        PromptError: it is no JSON.
+        PromptError: it is no JSON, or has a number that would be rounded.
     """
     try:
+        if (number := next(_rounded(schema), None)) is not None:
+            raise PromptError(
+                f"a schema has the number {number}, which would be rounded (it can be: up to 2^53 either way)."
+            )
         return json.dumps({**(schema if _composed(schema) else closed(schema)), "x-guidance": _WRITTEN})
     except (TypeError, ValueError, RecursionError) as reason:
         raise PromptError(f"a schema is no JSON: {reason}.") from reason
+
+
+def _rounded(schema: Any) -> Iterator[int]:
+    """Integers that are none of float64's, which is what llguidance takes numbers for."""
+    if isinstance(schema, Mapping):
+        for part in schema.values():
+            yield from _rounded(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            yield from _rounded(part)
+    elif isinstance(schema, int) and abs(schema) > _EXACT:
+        yield schema
 
 
 def closed(schema: Any) -> Any:

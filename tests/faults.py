@@ -15,10 +15,12 @@ DEMO = Path(__file__).parents[1] / "demo"
 CLIPS = ("02-digits-espeak.wav", "06-command-espeak.wav", "11-pair-espeak.wav", "16-digits-flite.wav")
 
 
-def recordings(folder: Path, clips: tuple[str, ...] = CLIPS) -> Path:
-    """A list of shipped recordings in `folder`, beside copies of them, with no questions asked."""
+def recordings(folder: Path, clips: tuple[str, ...] = CLIPS, *, questions: bool = False) -> Path:
+    """A list of shipped recordings in `folder`, beside copies of them; their questions are asked only if that is said."""
     lines = (DEMO / "speech" / "speech.jsonl").read_text(encoding="utf-8").splitlines()
-    entries = [entry | {"questions": {}} for entry in map(json.loads, lines) if entry["file"] in clips]
+    entries = [entry for entry in map(json.loads, lines) if entry["file"] in clips]
+    if not questions:
+        entries = [entry | {"questions": {}} for entry in entries]
     for name in clips:
         shutil.copyfile(DEMO / "speech" / name, folder / name)
     listed = folder / "data.jsonl"

@@ -48,7 +48,7 @@ def leave_rows_unpermuted(tensors):
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
-    recordings(folder)
+    recordings(folder, ("02-digits-espeak.wav", "16-digits-flite.wav"))
     pipeline.build(DEMO / "model", folder / "whole", targets=("gguf",), recipe="q4_k_m", verify=False)
     return folder
 

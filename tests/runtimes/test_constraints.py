@@ -76,7 +76,9 @@ SCALARS = st.one_of(
         lambda ends: {"type": "integer", "minimum": ends[0], "maximum": ends[1]}
     ),
     st.integers(0, 5).map(lambda longest: {"type": "string", "maxLength": longest}),
-    st.lists(st.one_of(NAMES, st.integers(), st.none()), min_size=1, max_size=4).map(lambda values: {"enum": values}),
+    st.lists(st.one_of(NAMES, st.integers(-(2**53), 2**53), st.none()), min_size=1, max_size=4).map(
+        lambda values: {"enum": values}
+    ),
     st.sampled_from(["^[a-c]{2,4}$", r"^\d{3}-\d{2}$"]).map(lambda pattern: {"type": "string", "pattern": pattern}),
 )
 
@@ -104,6 +106,12 @@ SCHEMAS = st.recursive(
 def test_whatever_a_model_wants_its_answer_holds_to_the_schema(tokenizer: Tokenizer, schema: Any, seed: int) -> None:
     text = tokenizer.decode(_say(_rules(tokenizer, response_format=_format(schema)), seed))
     jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, -(2**70), 10**400])
+def test_a_number_that_would_be_rounded_is_refused(tokenizer: Tokenizer, number: int) -> None:
+    with pytest.raises(PromptError, match=f"the number {number}, which would be rounded"):
+        _rules(tokenizer, response_format=_format({"anyOf": [{"enum": ["a", number]}]}))
 
 
 @settings(max_examples=40)
