@@ -5,7 +5,8 @@
 The recordings are cut in two halves. What matrices lose is measured on one half, and the model that is made by it hears the
 other, so that every recording is heard by a model that was made without it. The numbers are those that every target stores,
 computed with in torch float32; the divergence is of teacher-forced logits. A budget is what a uniform recipe takes, all files
-of the target counted. `--rank` also measures the divergence that each matrix makes alone, against what was expected of it.
+of the target counted; the last column leaves the encoder in int8, as all these recipes have it, so that only the decoder's
+bytes are spent anew. `--rank` also measures the divergence that each matrix makes alone, against what was expected of it.
 """
 
 import argparse
@@ -94,6 +95,7 @@ class Ear:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rank", action="store_true", help="measure every matrix by itself, too")
+    parser.add_argument("--target", default="openvino,gguf", help="openvino, gguf or both")
     parser.add_argument("--cache", type=Path, help="keep the original's readings and the losses here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -105,9 +107,12 @@ def main() -> None:
         losses = [measured(checkpoint, ear.readings[1 - half :: 2], choices, folder, half) for half in range(2)]
         if options.rank:
             print(*ranked(ear, losses[0]), sep="\n", flush=True)
-        for target, names in (("openvino", UNIFORM), ("gguf", MIXES)):
-            print("| budget | bytes | uniform KL | budgeted KL | expected |\n|---|---|---|---|---|", flush=True)
-            for line in compared(ear, choices[target], names, losses):
+        for target in options.target.split(","):
+            print(
+                "| budget | bytes | uniform KL | budgeted KL | expected | decoder alone |\n|---|---|---|---|---|---|",
+                flush=True,
+            )
+            for line in compared(ear, choices[target], {"openvino": UNIFORM, "gguf": MIXES}[target], losses):
                 print(line, flush=True)
 
 
@@ -147,7 +152,17 @@ def compared(ear: Ear, choices: budget.Choices, names: Sequence[str], losses: Se
         spent = [allocated(choices, sizes[one.name], each) for each in losses]
         better = mean(ear, [bits.recipe(each, choices.model.family) for each in spent])
         expected = np.mean([each.loss for each in spent if each.loss is not None])
-        yield f"| {one.name} | {sizes[one.name]:,} | {plain:.2e} | {better:.2e} | {expected:.2e} |"
+        line = f"| {one.name} | {sizes[one.name]:,} | {plain:.2e} | {better:.2e} | {expected:.2e} |"
+        if one.encoder == INT8:
+            spent = [allocated(choices, sizes[one.name], encoder_kept(choices, each)) for each in losses]
+            line += f" {mean(ear, [bits.recipe(each, choices.model.family) for each in spent]):.2e} |"
+        yield line
+
+
+def encoder_kept(choices: budget.Choices, losses: budget.Losses) -> budget.Losses:
+    """The same losses, but for an encoder that nothing but int8 is good enough for."""
+    kept = {form: 0.0 if form == INT8 else 1e9 for forms in choices.formats.values() for form in forms}
+    return {name: kept if choices.model.family.part(name) in ENCODER else one for name, one in losses.items()}
 
 
 def allocated(choices: budget.Choices, size: int, losses: budget.Losses) -> bits.Allocation:

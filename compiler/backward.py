@@ -12,6 +12,7 @@ weights read once more.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,12 +35,38 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True)
+class _Kept:
+    """So many tensors of float32, in files."""
+
+    folder: Path
+    count: int
+
+    @classmethod
+    def beside(cls, between: Between, name: str, count: int) -> "_Kept":
+        """In a new folder of this name beside what lies between two blocks."""
+        folder = between.folder.parent / name
+        folder.mkdir()
+        return cls(folder, count)
+
+    def load(self, place: int) -> Any:
+        import torch
+
+        return torch.from_numpy(np.load(self.path(place), allow_pickle=False))
+
+    def put(self, place: int, values: Any) -> None:
+        np.save(self.path(place), np.ascontiguousarray(values.numpy()), allow_pickle=False)
+
+    def path(self, place: int) -> Path:
+        return self.folder / f"{place:05d}.npy"
+
+
+@dataclass(frozen=True)
 class _Passed:
     """A block that was gone through: the prefixes of its parameters, how it runs, and its inputs."""
 
     prefixes: Sequence[str]
     run: Run
-    inputs: Between
+    inputs: _Kept
 
 
 @dataclass
@@ -57,7 +84,7 @@ class Backward(Streamed):
         super().run(utterances)
 
     def _block(self, prefixes: Sequence[str], between: Between, run: Run) -> None:
-        kept = between.beside(f"block-{len(self._passed)}", between.count)
+        kept = _Kept.beside(between, f"block-{len(self._passed)}", between.count)
         for item in range(between.count):
             os.link(between.path(item), kept.path(item))
         self._passed.append(_Passed(prefixes, run, kept))
@@ -76,16 +103,16 @@ class Backward(Streamed):
             back = self._leave_head(hidden)
             for block in reversed(decoder):
                 self._return(block, back, [[item] for item in range(hidden.count)])
-            back = self._leave_embedding(back)
+            back = self._leave_embedding(hidden, back)
             for block in reversed(encoder):
                 self._return(block, back, self._windows())
 
-    def _leave_head(self, hidden: Between) -> Between:
+    def _leave_head(self, hidden: Between) -> _Kept:
         """The gradients of every utterance's last activations [tokens, hidden], one for each draw."""
         import torch
 
-        back = hidden.beside("back", hidden.count * self.draws)
-        given, signed = hidden.beside("given", hidden.count), hidden.beside("signed", back.count)
+        back = _Kept.beside(hidden, "back", hidden.count * self.draws)
+        given, signed = _Kept.beside(hidden, "given", hidden.count), _Kept.beside(hidden, "signed", back.count)
         random, norm = torch.Generator().manual_seed(0), self._model.model.language_model.norm
         head = torch.from_numpy(_whole(self.checkpoint.tensors[self._family.LM_HEAD]))
         with self._loaded(["model.language_model.norm."]):
@@ -101,7 +128,7 @@ class Backward(Streamed):
         self._weigh_head(given, signed, len(head))
         return back
 
-    def _weigh_head(self, given: Between, signed: Between, count: int) -> None:
+    def _weigh_head(self, given: _Kept, signed: _Kept, count: int) -> None:
         """Tell of the head, some of its rows at a time."""
         for start in range(0, count, _ROWS):
             rows = range(start, min(start + _ROWS, count))
@@ -111,7 +138,7 @@ class Backward(Streamed):
                 squares = squares + (signs.T @ given.load(place // self.draws)).square_()
             self._tell(self._family.LM_HEAD, rows, squares)
 
-    def _return(self, block: _Passed, back: Between, groups: Sequence[Sequence[int]]) -> None:
+    def _return(self, block: _Passed, back: _Kept, groups: Sequence[Sequence[int]]) -> None:
         """Take the gradients behind a block to its front, and tell of its matrices; a group's items are one utterance."""
         import torch
 
@@ -134,11 +161,11 @@ class Backward(Streamed):
                 self._tell(name, range(len(total)), total)
         self._advance()
 
-    def _leave_embedding(self, back: Between) -> Between:
+    def _leave_embedding(self, hidden: Between, back: _Kept) -> _Kept:
         """The gradients of every window's audio embeddings; told of are the rows that were looked up."""
         import torch
 
-        audio = back.beside("back-audio", self.draws * sum(len(one.logmel) for one in self._heard))
+        audio = _Kept.beside(hidden, "back-audio", self.draws * sum(len(one.logmel) for one in self._heard))
         token = self.checkpoint.config["audio_token_id"]
         looked_up: dict[int, Any] = {}
         for item, (utterance, windows) in enumerate(zip(self._heard, self._windows(), strict=True)):

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..targets.contract import Artifact, BuildError, Override, Recipe, RecipeError, Thresholds, WeightFormat
+from ..targets import tensorrt_engine
+from ..targets.contract import Artifact, BuildError, BundleFile, Override, Recipe, RecipeError, Thresholds, WeightFormat
 from ..targets.gguf_mixes import Q3_K, Q4_0, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
 from ..targets.recipes import FLOAT16, FLOAT32, INT4, INT4_ASYMMETRIC, INT4_WIDE, INT8
 from .assignment import serving
@@ -166,10 +167,12 @@ class OverBudgetError(BuildError):
 def check(allocation: Allocation, artifacts: Sequence[Artifact], recipe: Recipe) -> None:
     """Refuse artifacts that take more than a limit, but for limits that the user's own formats exceed.
 
+    TensorRT's engines are not counted: they are made of the artifacts, on the device or for it.
+
     Raises:
         OverBudgetError: naming every target and its size.
     """
-    sizes = {(one.target, one.stage): sum(file.size for file in one.files) for one in artifacts}
+    sizes = {(one.target, one.stage): sum(file.size for file in one.files if _counts(file)) for one in artifacts}
     taken = {name: sum(sizes[one] for one in serving(name, allocation.targets, recipe)) for name in allocation.targets}
     kept = [limit for limit in allocation.limits if not limit.in_memory and limit.taken <= limit.size]
     over = [limit for limit in kept if taken[limit.target] > limit.size]
@@ -177,6 +180,10 @@ def check(allocation: Allocation, artifacts: Sequence[Artifact], recipe: Recipe)
         said = "; ".join(f"target '{one.target}' takes {taken[one.target]:,} bytes of {one.size:,}" for one in over)
         more = {one.target: taken[one.target] - one.taken for one in over}
         raise OverBudgetError(f"the artifacts are larger than {over[0].said}: {said}. Give a larger size", more)
+
+
+def _counts(file: BundleFile) -> bool:
+    return not file.path.removesuffix(".json").endswith(tensorrt_engine.SUFFIX)
 
 
 def write(path: Path, allocation: Allocation) -> None:

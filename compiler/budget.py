@@ -174,8 +174,9 @@ def spend(choices: Choices, limits: Sequence[Limit], losses: Losses, name: str, 
     """The formats that lose least within every limit.
 
     Raises:
-        RecipeError: no formats keep all of them at once.
+        RecipeError: a limit is below the least, or no formats keep all of them at once.
     """
+    check_possible(choices, limits)
     shared = [[form for form in choices.formats[group[0]] if _in_all(choices, group, form)] for group in choices.groups]
     options = [
         [_option(choices, limits, group, form, losses) for form in forms]

@@ -102,7 +102,7 @@ def measured(
 class _Silence:
     """An observer of the way forward that asks for nothing."""
 
-    def see(self, name: str, inputs: Any) -> None: ...
+    def see(self, name: str, inputs: Any, counted: Any) -> None: ...
 
     def leave(self, weights: Mapping[str, Any]) -> bool:  # noqa: ARG002 - the weights are of no interest
         return False

@@ -50,7 +50,6 @@ def build(
     Raises:
         OssicleError: the budget is too small, the recipe's file is not right, or what `pipeline.build` refuses.
     """
-    _check_engines(spent, options.get("engines"))
     _check_quantizer(spent, quantizer, options.get("quantized"))
     given: dict[str, Any] = {"adapters": adapters, "imatrix": imatrix}
     opened = open_checkpoint(checkpoint, **given)
@@ -94,7 +93,7 @@ def allocation(
     if _fits_float16(choices, limits, spent.asked):
         _LOGGER.info("float16 keeps %s: recipe fp16 is built", limits[0].said)
         return None
-    budget.check_possible(choices, limits)
+    budget.check_possible(choices, limits)  # before anything is measured
     if held:
         losses, measured = _losses(choices, held, checkpoint, spent.recipe)
     else:
@@ -157,14 +156,6 @@ def _fits_float16(choices: Choices, limits: Sequence[Limit], asked: Sequence[Ask
         if (size.memory(one.context) if limit.in_memory else size.total) + limit.beside > limit.size:
             return False
     return True
-
-
-def _check_engines(spent: Budget, engines: object) -> None:
-    if engines is not None and any(one.device is None for one in spent.asked):
-        raise RecipeError(
-            "the size of TensorRT's engines is not known before they are built, so --max-size does not go with --engine. "
-            "Build the bundle, then: ossicle engine BUNDLE"
-        )
 
 
 def _check_quantizer(spent: Budget, quantizer: str | None, quantized: object) -> None:

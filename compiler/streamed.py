@@ -55,14 +55,6 @@ class Between:
 
         return torch.from_numpy(np.load(self.path(item), allow_pickle=False))
 
-    def beside(self, name: str, count: int) -> "Between":
-        """A new folder of this name beside this one, for so many items."""
-        return Between(_folder(str(self.folder.parent), name), count)
-
-    def put(self, item: int, values: Any) -> None:
-        """Save what is loaded at once."""
-        np.save(self.path(item), np.ascontiguousarray(values.numpy()), allow_pickle=False)
-
     def save(self, item: int, values: Any) -> None:
         np.save(self.path(item, ".next"), np.ascontiguousarray(values.numpy()), allow_pickle=False)
 
