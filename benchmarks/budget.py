@@ -13,7 +13,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -141,22 +141,25 @@ def measured(
 
 
 def compared(ear: Ear, choices: budget.Choices, names: Sequence[str], losses: Sequence[budget.Losses]) -> Iterator[str]:
-    """A line for each budget: that of a recipe, and of four bits throughout."""
+    """A line for each budget: what a recipe takes, and what is half way from the second largest to the largest."""
     uniform = [recipe(name) for name in names]
     if choices.targets != ("gguf",):
         uniform.append(Recipe("int4 throughout", encoder=INT4, embedding=INT4, decoder=INT4, lm_head=INT4))
-    target = choices.targets[0]
-    sizes = {one.name: plan.size(choices.model, target, one, one.context).total for one in uniform}
-    for one in sorted(uniform, key=lambda one: sizes[one.name]):
-        plain = mean(ear, [one, one])
-        spent = [allocated(choices, sizes[one.name], each) for each in losses]
-        better = mean(ear, [bits.recipe(each, choices.model.family) for each in spent])
+    sizes = [(plan.size(choices.model, choices.targets[0], one, one.context).total, one) for one in uniform]
+    sizes.sort(key=lambda one: one[0])
+    half_way = (sizes[-2][0] + sizes[-1][0]) // 2, replace(sizes[-2][1], name=f"half way from {sizes[-2][1].name}")
+    for size, one in [*sizes[:-1], half_way, sizes[-1]]:
+        spent = [allocated(choices, size, each) for each in losses]
         expected = np.mean([each.loss for each in spent if each.loss is not None])
-        line = f"| {one.name} | {sizes[one.name]:,} | {plain:.2e} | {better:.2e} | {expected:.2e} |"
+        figures = [mean(ear, [one, one]), measured_of(ear, choices, spent), expected]
         if one.encoder == INT8:
-            spent = [allocated(choices, sizes[one.name], encoder_kept(choices, each)) for each in losses]
-            line += f" {mean(ear, [bits.recipe(each, choices.model.family) for each in spent]):.2e} |"
-        yield line
+            kept = [allocated(choices, size, encoder_kept(choices, each)) for each in losses]
+            figures.append(measured_of(ear, choices, kept))
+        yield f"| {one.name} | {size:,} | {' | '.join(f'{value:.2e}' for value in figures)} |"
+
+
+def measured_of(ear: Ear, choices: budget.Choices, spent: Sequence[bits.Allocation]) -> float:
+    return mean(ear, [bits.recipe(each, choices.model.family) for each in spent])
 
 
 def encoder_kept(choices: budget.Choices, losses: budget.Losses) -> budget.Losses:
