@@ -83,11 +83,11 @@ def _forecasts(
     model: Any, found: Sequence[Any], devices: Sequence[Any], context: int, as_json: bool, *, best_alone: bool
 ) -> None:
     from . import cli_show
-    from .plan import best, forecast
+    from .forecast import best, forecast
 
     results = {one.name: [forecast(model, size, one, context) for size in found] for one in devices}
     if as_json:
-        print_json({name: [cli_show.plain(one) for one in rows] for name, rows in results.items()})
+        print_json({name: [_document(one) for one in rows] for name, rows in results.items()})
         return
     shown = []
     for one in devices:
@@ -96,6 +96,13 @@ def _forecasts(
         shown += [_row(one.title, row, row is chosen) for row in rows]
     head = ("device", "recipe", "target", "memory", "first token", "tokens/s", "real-time factor", "")
     cli_show.console().print(cli_show.table(head, shown, title=f"{model.name}, forecast of a window of 30 s"))
+
+
+def _document(one: Any) -> dict[str, Any]:
+    from . import cli_show
+
+    told: dict[str, Any] = cli_show.plain(one)
+    return told | {"first_token": one.first_token, "real_time_factor": one.real_time_factor}
 
 
 def _row(title: str, one: Any, chosen: bool) -> tuple[str, ...]:

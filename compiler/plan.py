@@ -1,26 +1,22 @@
-"""What will run where, before anything is built: sizes, memory by part, and speed from bandwidth and arithmetic.
+"""What a bundle takes, before anything is built: sizes, and memory by part. compiler/forecast.py has speeds.
 
 docs/plan.md has the formulas. Sizes come from the shapes of the weights, so that neither weights nor torch are needed: a folder
 that holds only a configuration is enough.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..targets import needs, sizes
-from ..targets.contract import STAGE_PARTS, BuildError, Float32, Recipe, RecipeError
-from ..targets.devices import Device
+from ..targets.contract import STAGE_PARTS, BuildError, Float32, Recipe, RecipeError, WeightFormat
 from .assignment import assign, serving
 from .checkpoint import configured
 from .families import Family
 from .quantize import Weights
-
-WINDOW = 30.0  # seconds
-PROMPT, ANSWER = 16, 100  # tokens round a window's audio, and of its transcript
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,15 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Matrices:
+    """How many numbers of a part's matrices, that activations are multiplied with, are stored in a format."""
+
+    part: str  # "encoder" with its projector, "decoder", "lm_head"
+    format: WeightFormat
+    numbers: int
+
+
+@dataclass(frozen=True)
 class Size:
     """What a bundle of one target and recipe takes, in bytes.
 
@@ -72,6 +77,7 @@ class Size:
     decoder: int
     kv_per_token: int
     working: int
+    matrices: tuple[Matrices, ...] = field(repr=False)
 
     @property
     def total(self) -> int:
@@ -80,27 +86,6 @@ class Size:
     def memory(self, context: int) -> int:
         """Bytes that running it takes with a context of so many tokens."""
         return self.encoder + self.embedding + self.decoder + self.kv_per_token * context + self.working
-
-
-@dataclass(frozen=True)
-class Work:
-    """Operations, a multiply-add counted as two: of a window, and of each token."""
-
-    window: float
-    token: float
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """How a bundle will do on a device, times in seconds; `reason` says why it does not fit, None: it does."""
-
-    device: str
-    size: Size
-    memory: int
-    reason: str | None
-    first_token: float
-    tokens_per_second: float
-    real_time_factor: float
 
 
 def described(location: str | Path) -> Model:
@@ -146,56 +131,18 @@ def size(model: Model, target: str, recipe: Recipe, context: int, targets: Seque
     decoder = stored[f"{target} decoder"] - (embedding if target == "gguf" else 0)
     encoder = next(held for name, held in stored.items() if name.endswith("audio_encoder"))
     kept = 2 * text.layers * text.kv_heads * text.head_dim * width
-    return Size(target, recipe.name, stored, encoder, embedding, decoder, kept, _working(model, width))
+    held = tuple(_matrices(model, weights))
+    return Size(target, recipe.name, stored, encoder, embedding, decoder, kept, _working(model, width), held)
 
 
-def work(model: Model) -> Work:
-    """What an engine has to compute."""
-    encoder, decoder = (_multiplied(model, stage) for stage in ("audio_encoder", "decoder"))
-    head = math.prod(model.tensors[model.family.LM_HEAD].shape)
-    frames = model.family.audio_format(model.config).window_frames // 2
-    queries = (model.tensors[name].shape[0] for name in model.stages["audio_encoder"] if "q_proj.weight" in name)
-    return Work(2 * encoder * frames + 4 * frames**2 * sum(queries), 2 * (decoder - head))
-
-
-def forecast(model: Model, one: Size, device: Device, context: int) -> Forecast:
-    """How a bundle will do on a device: a window of 30 s with its prompt, and an answer of 100 tokens."""
-    load, text = work(model), model.family.text_format(model.config, {})
-    tokens = model.family.audio_format(model.config).tokens_per_window + PROMPT
-    encode = load.window / device.achieved_operations
-    prefill = max(tokens * load.token / device.achieved_operations, one.decoder / device.achieved_bandwidth)
-    read = one.decoder + one.kv_per_token * (tokens + ANSWER // 2)
-    step = max(read / device.achieved_bandwidth, load.token / device.achieved_operations)
-    memory = one.memory(min(context, text.context))
-    return Forecast(
-        device.name,
-        one,
-        memory,
-        _refusal(one, device, memory),
-        encode + prefill,
-        1 / step,
-        (encode + prefill + ANSWER * step) / WINDOW,
-    )
-
-
-def best(forecasts: Iterable[Forecast]) -> Forecast | None:
-    """Of those that fit the largest, since what is stored in more bits differs least; of equals the fastest."""
-    fitting = [one for one in forecasts if one.reason is None]
-    return max(fitting, key=lambda one: (one.size.total, one.tokens_per_second), default=None)
-
-
-def _refusal(one: Size, device: Device, memory: int) -> str | None:
-    if one.target not in device.targets:
-        return f"target {one.target} has no engine there (it has: {', '.join(device.targets)})"
-    if memory > device.usable:
-        room = f"{device.usable / 1e9:.1f} of its {device.memory / 1e9:.1f} GB"
-        return f"needs {memory / 1e9:.1f} GB, and a model may take {room}"
-    return None
-
-
-def _multiplied(model: Model, stage: str) -> int:
-    """Numbers of a stage's matrices that activations are multiplied with."""
-    return sum(math.prod(model.tensors[name].shape) for name in model.stages[stage] if model.family.linear(name))
+def _matrices(model: Model, weights: Weights) -> Iterator[Matrices]:
+    counted: dict[tuple[str, WeightFormat], int] = {}
+    for name in filter(model.family.linear, model.tensors):
+        part = model.family.part(name)
+        key = "encoder" if part == "projector" else str(part), weights.format(name)
+        counted[key] = counted.get(key, 0) + math.prod(model.tensors[name].shape)
+    for (part, form), numbers in counted.items():
+        yield Matrices(part, form, numbers)
 
 
 def _working(model: Model, width: int) -> int:

@@ -7,7 +7,8 @@ import pytest
 from ossicle.benchmarks.checkpoints import MINI_3B, SMALL_24B
 from ossicle.compiler.cli import app
 from ossicle.compiler.families import family
-from ossicle.compiler.plan import Model, best, described, forecast, holds, plan, size, work
+from ossicle.compiler.forecast import best, encoder_seconds, forecast
+from ossicle.compiler.plan import Model, described, holds, plan, size
 from ossicle.targets import registry
 from ossicle.targets.contract import CheckpointError, OssicleError, WeightFormat
 from ossicle.targets.devices import DEVICES, USABLE, device
@@ -15,6 +16,7 @@ from ossicle.targets.recipes import FLOAT8, RECIPES
 from ossicle.targets.sizes import tensor_bytes
 from typer.testing import CliRunner
 
+PARTS = ("encoder", "decoder", "lm_head")
 MINI = Model("mini", family("voxtral"), MINI_3B, False)
 SMALL = Model("small", family("voxtral"), SMALL_24B, False)
 
@@ -78,13 +80,14 @@ def test_llama_cpp_is_planned_with_the_encoder_that_serves_it() -> None:
 
 
 def test_the_arithmetic_is_that_of_the_shapes() -> None:
-    load = work(MINI)
-    decoder = 30 * (3072 * (4096 + 1024 + 1024) + 4096 * 3072 + 3 * 3072 * 8192)
-    encoder = 32 * (4 * 1280 * 1280 + 2 * 1280 * 5120)
-    assert load.token == 2 * decoder
+    one = size(MINI, "tensorrt", RECIPES["int4"], 8192)
+    numbers = {part: sum(some.numbers for some in one.matrices if some.part == part) for part in PARTS}
+    assert numbers["decoder"] == 30 * (3072 * (4096 + 1024 + 1024) + 4096 * 3072 + 3 * 3072 * 8192)
+    assert numbers["lm_head"] == 131072 * 3072
+    assert numbers["encoder"] == 32 * (4 * 1280 * 1280 + 2 * 1280 * 5120) + 5120 * 3072 + 3072 * 3072
     attention = 4 * 1500**2 * 1280 * 32
-    projector = 5120 * 3072 + 3072 * 3072
-    assert load.window == 2 * 1500 * (encoder + projector) + attention
+    operations = encoder_seconds(MINI, one, device("h100")) * device("h100").achieved_operations
+    assert operations == pytest.approx(2 * 1500 * numbers["encoder"] + attention)
 
 
 def test_a_cache_grows_with_the_context_and_weights_do_not() -> None:

@@ -1,8 +1,6 @@
 """The HTML report: what it shows, that it needs nothing else, and that a real browser draws it."""
 
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,17 +23,6 @@ MACHINE = {
     "system": "Linux", "python": "3.12", "memory": 2**34, "processor": {"name": NASTY, "cores": 4},
     "engines": {"onnxruntime": "1.31"},
 }  # fmt: skip
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS = [
-    "--no-sandbox",
-    "--headless",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
@@ -146,18 +133,6 @@ def test_a_bundles_report_tells_nothing_of_the_machine(
     assert str(speech.clips[0].file.parent) not in text
     assert "Measured on" not in text
     assert "<ins>off</ins>" in text
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])

@@ -1,0 +1,132 @@
+"""What `ossicle plan --device here` foretells of bundles beside what measuring them gives, in one run, as ratios.
+
+    python benchmarks/plan.py CHECKPOINT BUNDLE [BUNDLE ...] [--turns 4]
+
+Every target of every bundle is a configuration: opened in a process of its own, as `ossicle bench` opens it, and given a window
+of noise, a prompt and 16 tokens in each turn; the least of all turns counts, as the fastest pass does of what the device's
+bandwidth and arithmetic are taken from. A bundle may be of another checkpoint: CHECKPOINT=BUNDLE. The exit code says whether
+all tokens per second are within 25 %.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+from ossicle.benchmarks.process import machine
+from ossicle.compiler.forecast import PROMPT, Forecast, forecast
+from ossicle.compiler.plan import described, size
+from ossicle.compiler.plan_here import here
+from ossicle.compiler.stored import recipe_of
+from ossicle.runtimes.base import Options
+from ossicle.runtimes.measure import Child
+from ossicle.runtimes.measurements import Times, of_plan
+from ossicle.runtimes.plans import Placement, Plan
+from ossicle.targets import manifest as manifests
+from ossicle.targets import registry
+from ossicle.targets.devices import Device
+from ossicle.targets.manifest import Manifest
+
+WITHIN = 0.25
+CONTEXT = 8192
+
+
+@dataclass(frozen=True)
+class Line:
+    """A configuration: what was foretold and what was measured, in tokens a second and seconds of a window."""
+
+    name: str
+    forecast: Forecast
+    times: Times
+    tokens: int  # of a window
+
+    @property
+    def ratios(self) -> tuple[float, float, float]:
+        """Foretold over measured: tokens a second of steps, tokens a second of prompts, windows a second."""
+        assert self.times.step
+        assert self.times.prefill
+        assert self.times.encoder
+        steps = self.forecast.tokens_per_second * self.times.step
+        prompts = self.prompt * self.times.prefill / self.tokens
+        return steps, prompts, self.times.encoder / self.forecast.encoder
+
+    @property
+    def prompt(self) -> float:
+        """Tokens a second of prompts that were foretold."""
+        return (self.tokens + PROMPT) / self.forecast.prefill
+
+
+def main() -> int:
+    options = _options()
+    device = here()
+    print(f"{machine()}; {device.bandwidth / 1e9:.1f} GB/s, {device.operations / 1e9:.0f} GFLOP/s\n", flush=True)
+    lines = [line for given in options.bundle for line in _lines(given, options, device)]
+    print("| | tokens/s | measured | ratio | prompt, tokens/s | measured | ratio | encoder, s | measured | ratio |")
+    print("|---" * 10 + "|")
+    for line in lines:
+        print(_row(line))
+    off = [line.name for line in lines if abs(line.ratios[0] - 1) > WITHIN]
+    print(
+        f"\n{len(lines) - len(off)} of {len(lines)} within {WITHIN:.0%} of the measured tokens/s; beyond: {off or 'none'}"
+    )
+    return int(bool(off))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="what the bundles were built of; its configuration is enough")
+    parser.add_argument("bundle", nargs="+", help="a bundle, or CHECKPOINT=BUNDLE")
+    parser.add_argument("--turns", type=int, default=4)
+    return parser.parse_args()
+
+
+def _lines(given: str, options: argparse.Namespace, device: Device) -> Iterator[Line]:
+    checkpoint, _, folder = given.rpartition("=")
+    manifest, model = manifests.read(Path(folder)), described(checkpoint or options.checkpoint)
+    for target in dict.fromkeys(one.target for one in manifest.artifacts if one.stage == "decoder"):
+        recipe = recipe_of(manifest.recipe)
+        told = forecast(model, size(model, target, recipe, CONTEXT), device, CONTEXT)
+        times = measured(Path(folder), manifest, target, options.turns)
+        yield Line(f"{Path(folder).name}, {target}", told, times, manifest.audio.tokens_per_window)
+
+
+def measured(folder: Path, manifest: Manifest, target: str, turns: int) -> Times:
+    """The least times of a target's engine; llama.cpp hears by the exact encoder that its bundle has beside it."""
+    hearing = [one.target for one in manifest.artifacts if one.stage == "audio_encoder"]
+    encoder = target if target in hearing and target != "gguf" else next(one for one in hearing if one != "gguf")
+    decoder = Placement(registry.ENGINES[target])
+    child = Child(folder, Options(), of_plan(Plan(Placement(registry.ENGINES[encoder]), decoder, decoder)))
+    try:
+        child.open(monotonic() + 300)
+        for _ in range(turns):
+            child.run(monotonic() + 300)
+    finally:
+        child.close()
+    if child.row.reason:
+        raise SystemExit(f"{folder}, {target}: {child.row.reason}")
+    return child.row.times
+
+
+def _row(line: Line) -> str:
+    assert line.times.step
+    assert line.times.prefill
+    steps, prompts, windows = line.ratios
+    cells = (
+        line.name,
+        f"{line.forecast.tokens_per_second:.1f}",
+        f"{1 / line.times.step:.1f}",
+        f"{steps:.2f}",
+        f"{line.prompt:.0f}",
+        f"{line.tokens / line.times.prefill:.0f}",
+        f"{prompts:.2f}",
+        f"{line.forecast.encoder:.2f}",
+        f"{line.times.encoder:.2f}",
+        f"{windows:.2f}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""How fast a bundle will run on a device, before it is built: from bandwidth, arithmetic and what its engine makes of them.
+
+docs/plan.md has the formulas.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..targets.devices import Device
+from .pace import pace
+from .plan import Model, Size
+
+WINDOW = 30.0  # seconds
+PROMPT, ANSWER = 16, 100  # tokens round a window's audio, and of its transcript
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How a bundle will do on a device, times in seconds; `reason` says why it does not fit, None: it does."""
+
+    device: str
+    size: Size
+    memory: int
+    reason: str | None
+    encoder: float  # of a window
+    prefill: float  # of the prompt with a window
+    tokens_per_second: float
+
+    @property
+    def first_token(self) -> float:
+        """Seconds until an answer begins."""
+        return self.encoder + self.prefill
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work for each second of audio: a window, and an answer of 100 tokens."""
+        return (self.first_token + ANSWER / self.tokens_per_second) / WINDOW
+
+
+def forecast(model: Model, one: Size, device: Device, context: int) -> Forecast:
+    """How a bundle will do on a device: a window of 30 s with its prompt, and an answer of 100 tokens."""
+    text = model.family.text_format(model.config, {})
+    tokens = model.family.audio_format(model.config).tokens_per_window + PROMPT
+    memory = one.memory(min(context, text.context))
+    return Forecast(
+        device.name,
+        one,
+        memory,
+        _refusal(one, device, memory),
+        encoder_seconds(model, one, device),
+        prompt_seconds(one, device, tokens),
+        1 / step_seconds(one, device, tokens + ANSWER // 2),
+    )
+
+
+def encoder_seconds(model: Model, one: Size, device: Device) -> float:
+    """Seconds of a window: products with matrices, and those of attention between all of its positions."""
+    frames = model.family.audio_format(model.config).window_frames // 2
+    names = (name for name in model.stages["audio_encoder"] if "q_proj.weight" in name)
+    attention = 4 * frames**2 * sum(model.tensors[name].shape[0] for name in names)
+    held = [some for some in one.matrices if some.part == "encoder"]
+    largest = max(held, key=lambda some: some.numbers)
+    reached = device.achieved_operations * pace(one.target, device.kind).encoders(largest.format)
+    return (2 * frames * sum(some.numbers for some in held) + attention) / reached
+
+
+def prompt_seconds(one: Size, device: Device, tokens: int) -> float:
+    """Seconds of a prompt: its products with the decoder, or reading that once, whichever takes longer."""
+    kept = pace(one.target, device.kind)
+    held = [some for some in one.matrices if some.part == "decoder"]
+    computed = sum(2 * tokens * some.numbers / kept.prompts(some.format) for some in held) / device.achieved_operations
+    return max(computed, one.decoder / device.achieved_bandwidth)
+
+
+def step_seconds(one: Size, device: Device, tokens: int) -> float:
+    """Seconds of a token behind so many others: reading all that it takes, and unpacking it on cores that wait for memory.
+
+    Where no engine's pace is known, the longer of reading and of the products.
+    """
+    kept = pace(one.target, device.kind)
+    held = [some for some in one.matrices if some.part != "encoder"]
+    read = (one.decoder + one.kv_per_token * tokens) / device.achieved_bandwidth
+    unpacked = sum(kept.unpacking(some.format, some.numbers) for some in held) / device.achieved_operations
+    multiplied = sum(2 * some.numbers for some in held) / device.achieved_operations
+    return read + unpacked if unpacked else max(read, multiplied)
+
+
+def best(forecasts: Iterable[Forecast]) -> Forecast | None:
+    """Of those that fit the largest, since what is stored in more bits differs least; of equals the fastest."""
+    fitting = [one for one in forecasts if one.reason is None]
+    return max(fitting, key=lambda one: (one.size.total, one.tokens_per_second), default=None)
+
+
+def _refusal(one: Size, device: Device, memory: int) -> str | None:
+    if one.target not in device.targets:
+        return f"target {one.target} has no engine there (it has: {', '.join(device.targets)})"
+    if memory > device.usable:
+        room = f"{device.usable / 1e9:.1f} of its {device.memory / 1e9:.1f} GB"
+        return f"needs {memory / 1e9:.1f} GB, and a model may take {room}"
+    return None
