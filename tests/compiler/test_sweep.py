@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from ossicle.compiler import cells, cli, pipeline, speed, sweep, sweep_jobs, sweep_worker
+from ossicle.compiler import cells, cli, pipeline, reference, speed, sweep, sweep_jobs, sweep_worker
 from ossicle.compiler.cells import Cell, Proof, Speed
 from ossicle.compiler.figures import Comparison, Said, judge
 from ossicle.compiler.sweep_jobs import Crew
@@ -192,8 +192,11 @@ def test_recordings_to_calibrate_on_decide_what_is_made_on_them_alone(plan: Plan
 
 
 @pytest.mark.slow
-def test_integers_are_made_once_and_their_bundle_is_proved(plan: Plan, tmp_path: Path) -> None:
+def test_integers_are_made_once_and_their_bundle_is_proved(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A job as its process does it: the original's readings, GPTQ's integers, a bundle of them, and how it compares."""
+    monkeypatch.setattr(reference, "MAX_TOKENS", 6)
     made = replace(plan, recipes=("int4",), quantizers=("gptq",), heard=plan.speech)
     (cell,) = made.grid[0]
     sweep_worker.read_original(made, tmp_path)
@@ -217,6 +220,12 @@ def test_measured_activations_weigh_what_has_a_use_for_them(plan: Plan) -> None:
         pipeline.check_imatrix(sweep_worker.recipe_of(weighed.grid[0][0]), Path("m"))
 
 
+def test_the_machine_is_told_of_as_doctor_tells_it() -> None:
+    told = sweep.facts()
+    assert told["processor"]["cores"] > 0
+    assert "onnxruntime" in told["engines"]
+
+
 def test_one_sweep_at_a_time_and_only_in_its_own_folder(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(SweepError, match="is no folder of a sweep"):
@@ -231,6 +240,7 @@ def test_a_worker_that_dies_fails_its_own_cells_alone(
     def died(_: Path, jobs: list[str], __: Crew) -> object:
         return ((job, None if job == sweep_jobs.ORIGINAL else "its process ended with status -9") for job in jobs)
 
+    monkeypatch.setattr(sweep, "facts", lambda: MACHINE)
     monkeypatch.setattr(sweep, "finished", died)
     swept = sweep.sweep(plan, tmp_path / "out", crew=Crew())
     assert [one.reason for one in swept.failed] == ["its process ended with status -9"] * 2
