@@ -12,7 +12,7 @@ from ossicle.compiler import speech
 from ossicle.compiler.cli import app
 from ossicle.compiler.demonstration import shipped
 from ossicle.compiler.pipeline import build
-from ossicle.runtimes import measured
+from ossicle.runtimes import measure, measured
 from ossicle.runtimes.bench import bench
 from ossicle.runtimes.opening import load
 from ossicle.targets.contract import EngineError
@@ -59,7 +59,10 @@ def test_engines_hear_read_and_answer_together(bundle: Path, text: str, engine: 
         assert set(session.stages.values()) == set(name.split("+"))
 
 
-def test_bench_measures_every_engine_and_explains_each(bundle: Path, kept: Path) -> None:
+def test_bench_measures_every_engine_and_explains_each(
+    bundle: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "ROUNDS", 2)
     found = bench(bundle, budget=60, again=True)
     for stage in ("encoder", "prefill", "decoder"):
         rows = [row for row in found.stages if row.stage == stage]
