@@ -59,8 +59,8 @@ def encoder_seconds(model: Model, one: Size, device: Device) -> float:
     names = (name for name in model.stages["audio_encoder"] if "q_proj.weight" in name)
     attention = 4 * frames**2 * sum(model.tensors[name].shape[0] for name in names)
     held = [some for some in one.matrices if some.part == "encoder"]
-    largest = max(held, key=lambda some: some.numbers)
-    reached = device.achieved_operations * pace(one.target, device.kind).encoders(largest.format)
+    kept, largest = pace(one.target, device.kind), max(held, key=lambda some: some.numbers)
+    reached = device.achieved_operations * (kept.encoders(largest.format) if kept else 1.0)
     return (2 * frames * sum(some.numbers for some in held) + attention) / reached
 
 
@@ -68,21 +68,21 @@ def prompt_seconds(one: Size, device: Device, tokens: int) -> float:
     """Seconds of a prompt: its products with the decoder, or reading that once, whichever takes longer."""
     kept = pace(one.target, device.kind)
     held = [some for some in one.matrices if some.part == "decoder"]
-    computed = sum(2 * tokens * some.numbers / kept.prompts(some.format) for some in held) / device.achieved_operations
-    return max(computed, one.decoder / device.achieved_bandwidth)
+    each = sum(kept.prompts(some.format, some.numbers) if kept else 2 * some.numbers for some in held)
+    return max(tokens * each / device.achieved_operations, one.decoder / device.achieved_bandwidth)
 
 
 def step_seconds(one: Size, device: Device, tokens: int) -> float:
-    """Seconds of a token behind so many others: reading all that it takes, and unpacking it on cores that wait for memory.
+    """Seconds of a token behind so many others: reading what it takes, and multiplying on the cores that have waited for it.
 
-    Where no engine's pace is known, the longer of reading and of the products.
+    Where no engine's pace is known, the longer of both.
     """
     kept = pace(one.target, device.kind)
     held = [some for some in one.matrices if some.part != "encoder"]
     read = (one.decoder + one.kv_per_token * tokens) / device.achieved_bandwidth
-    unpacked = sum(kept.unpacking(some.format, some.numbers) for some in held) / device.achieved_operations
-    multiplied = sum(2 * some.numbers for some in held) / device.achieved_operations
-    return read + unpacked if unpacked else max(read, multiplied)
+    if kept is None:
+        return max(read, sum(2 * some.numbers for some in held) / device.achieved_operations)
+    return read + sum(kept.steps(some.format, some.numbers) for some in held) / device.achieved_operations
 
 
 def best(forecasts: Iterable[Forecast]) -> Forecast | None:

@@ -1,4 +1,4 @@
-"""What engines make of a CPU, beside reading its memory: docs/plan.md says how these numbers were found."""
+"""What engines make of a CPU: docs/plan.md says how these numbers were found."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,43 +11,51 @@ _CPUS: tuple[Kind, ...] = ("cpu", "here")
 
 @dataclass(frozen=True)
 class Pace:
-    """An engine's kernels, in units of what the same cores make of float32 products.
+    """An engine's kernels, by the bits of what they multiply, beside float32 products on the same cores.
 
-    `encoder` and `prompt`: how many times as many operations a second the audio encoder and a prompt reach, by the bits that
-    matrices are stored in. `number`: operations that a step takes for each number of a matrix, by its bits, and `group` for
-    each group of them, while it waits for no memory.
+    `encoder` and `prompt`: how many times as many operations a second the audio encoder and a prompt reach. `number`:
+    operations that a step takes for each number that it has read. `scales`: operations for the scale of a group, in a
+    prompt for each of its tokens, and in a step.
     """
 
     encoder: Mapping[int, float]
     prompt: Mapping[int, float]
     number: Mapping[int, float]
-    group: float
-
-    def unpacking(self, form: WeightFormat, numbers: int) -> float:
-        """Operations that a step takes for so many numbers of a format."""
-        groups = numbers / form.group if form.group else 0.0
-        return self._of(self.number, form) * numbers + self.group * groups
-
-    def prompts(self, form: WeightFormat) -> float:
-        """How many times as many operations as float32 products a prompt reaches."""
-        return self._of(self.prompt, form)
+    scales: tuple[float, float]
 
     def encoders(self, form: WeightFormat) -> float:
-        """The same of the audio encoder."""
-        return self._of(self.encoder, form)
+        """How many times as many operations as float32 products the audio encoder reaches."""
+        return _nearest(self.encoder, form)
 
-    @staticmethod
-    def _of(known: Mapping[int, float], form: WeightFormat) -> float:
-        """The value of the nearest number of bits that is known."""
-        return known[min(known, key=lambda bits: abs(bits - form.bits))]
+    def prompts(self, form: WeightFormat, numbers: int) -> float:
+        """Operations of float32 products that take as long as so many numbers do for a token of a prompt."""
+        return 2 * numbers / _nearest(self.prompt, form) + self.scales[0] * _groups(form, numbers)
 
-
-_EVEN = {32: 1.0}
-_STEADY = Pace(_EVEN, _EVEN, {32: 0.0}, 0.0)  # of devices whose shares say all that is known
-
-_ON_CPU: Mapping[str, Pace] = {}
+    def steps(self, form: WeightFormat, numbers: int) -> float:
+        """The same for a step, beside reading them."""
+        return _nearest(self.number, form) * numbers + self.scales[1] * _groups(form, numbers)
 
 
-def pace(target: str, kind: Kind) -> Pace:
-    """That of a target's engine on a kind of device."""
-    return _ON_CPU.get(target, _STEADY) if kind in _CPUS else _STEADY
+def pace(target: str, kind: Kind) -> Pace | None:
+    """That of a target's engine on a kind of device; None where nobody has measured it."""
+    return _ON_CPU.get(target) if kind in _CPUS else None
+
+
+def _nearest(known: Mapping[int, float], form: WeightFormat) -> float:
+    """The value of the number of bits that is nearest among those known."""
+    return known[min(known, key=lambda bits: abs(bits - form.bits))]
+
+
+def _groups(form: WeightFormat, numbers: int) -> float:
+    return numbers / form.group if form.group else 0.0
+
+
+_ON_CPU: Mapping[str, Pace] = {
+    "openvino": Pace(
+        {4: 3.5, 8: 3.5, 16: 1.6, 32: 1.0}, {4: 4.1, 8: 4.1, 16: 1.35, 32: 1.0}, {4: 2.5, 8: 2.0, 16: 1.0}, (6.0, 33.0)
+    ),
+    "onnx": Pace(
+        {4: 1.9, 8: 1.9, 16: 1.0, 32: 1.0}, {4: 3.0, 8: 3.0, 16: 1.0, 32: 1.0}, {4: 2.5, 8: 2.0, 16: 1.0}, (14.0, 33.0)
+    ),
+    "gguf": Pace({4: 1.9, 8: 1.9, 16: 1.0, 32: 1.0}, {4: 0.85, 8: 0.85}, {4: 2.5, 8: 2.0, 16: 1.0}, (0.0, 33.0)),
+}
