@@ -46,11 +46,11 @@ class Plan:
         possible: list[Cell] = []
         refused: dict[Cell, str] = {}
         for recipe in map(named_recipe, self.recipes):
-            for quantizer in self.quantizers or (recipe.quantizer,):
+            for quantizer in quantizers_of(recipe, self.quantizers):
                 for target in self.targets:
                     engines = engines_of(target, self.engines)
                     found = [Cell(recipe.name, target, engine, quantizer) for engine in engines]
-                    if reason := _refusal(recipe, quantizer, target):
+                    if reason := _refusal(recipe, target):
                         refused |= dict.fromkeys(found, reason)
                     else:
                         possible += found
@@ -136,11 +136,16 @@ def engines_of(target: str, asked: Sequence[str]) -> list[str]:
     return [engine for engine in asked if engine.partition("-")[0] == own] if asked else [own]
 
 
+def quantizers_of(recipe: Recipe, asked: Sequence[str]) -> list[str]:
+    """The quantizers of those asked for that a recipe has integers for; its own where there are none."""
+    return [name for name in asked if _has_meaning(recipe, name)] or [recipe.quantizer]
+
+
 def check_words(plan: Plan) -> None:
-    """Refuse words that name nothing, and an imatrix that nothing makes use of, before any work is done.
+    """Refuse words that name nothing, and what would have no effect, before any work is done.
 
     Raises:
-        RecipeError: a recipe, target or quantizer is unknown, or the imatrix would have no effect.
+        RecipeError: a recipe, target or quantizer is unknown, or a quantizer or the imatrix has no meaning for any recipe.
         SweepError: an engine runs none of the targets.
     """
     recipes = [named_recipe(name) for name in plan.recipes]
@@ -148,6 +153,8 @@ def check_words(plan: Plan) -> None:
         registry.target(target)
     for name in plan.quantizers:
         Choice.of(name)
+        if not any(_has_meaning(recipe, name) for recipe in recipes):
+            quantizers.checked(recipes[0], name)
     idle = [engine for engine in plan.engines if not any(engines_of(target, [engine]) for target in plan.targets)]
     if idle:
         possible = ", ".join(registry.ENGINES[target] for target in plan.targets)
@@ -158,14 +165,21 @@ def check_words(plan: Plan) -> None:
         pipeline.check_imatrix(recipes[0], plan.weighing)
 
 
-def _refusal(recipe: Recipe, quantizer: str, target: str) -> str | None:
-    """Why a recipe cannot be made by a quantizer for a target; None: it can."""
+def _refusal(recipe: Recipe, target: str) -> str | None:
+    """Why a target cannot hold a recipe; None: it can."""
     try:
-        quantizers.checked(recipe, quantizer)
         registry.target(target).check(recipe)
     except RecipeError as reason:
         return str(reason)
     return None
+
+
+def _has_meaning(recipe: Recipe, quantizer: str) -> bool:
+    try:
+        quantizers.checked(recipe, quantizer)
+    except RecipeError:
+        return False
+    return True
 
 
 def _listed(path: str | None) -> Speech:
