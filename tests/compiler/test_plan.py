@@ -1,17 +1,19 @@
 """Plans: sizes against published files and real bundles, what fits where, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ossicle.benchmarks.checkpoints import MINI_3B, SMALL_24B
 from ossicle.compiler.cli import app
 from ossicle.compiler.families import family
-from ossicle.compiler.forecast import best, encoder_seconds, forecast
+from ossicle.compiler.forecast import best, encoder_seconds, forecast, prompt_seconds, step_seconds
+from ossicle.compiler.pace import pace
 from ossicle.compiler.plan import Model, described, holds, plan, size
 from ossicle.targets import registry
 from ossicle.targets.contract import CheckpointError, OssicleError, WeightFormat
-from ossicle.targets.devices import DEVICES, USABLE, device
+from ossicle.targets.devices import DEVICES, USABLE, Device, device
 from ossicle.targets.recipes import FLOAT8, RECIPES
 from ossicle.targets.sizes import tensor_bytes
 from typer.testing import CliRunner
@@ -151,3 +153,34 @@ def test_the_command_line_prints_sizes_and_forecasts(tmp_path: Path) -> None:
     assert "best fit" in one.output
     wrong = run.invoke(app, ["plan", str(tmp_path), "--device", "rtx-4600"])
     assert wrong.exit_code == 1
+
+
+HERE = Device("here", "a test's", "here", 64e9, 40e9, 2e11, ("onnx", "openvino", "gguf"))
+
+
+@pytest.mark.parametrize("target", HERE.targets)
+def test_a_step_on_a_cpu_reads_and_then_multiplies(target: str) -> None:
+    one = size(MINI, target, RECIPES["int4"], 8192)
+    read = (one.decoder + 500 * one.kv_per_token) / 40e9
+    multiplying = step_seconds(one, HERE, 500) - read
+    assert 0 < multiplying < 3 * read
+    assert step_seconds(one, replace(HERE, operations=4e11), 500) == pytest.approx(read + multiplying / 2)
+    assert step_seconds(one, replace(HERE, bandwidth=80e9), 500) == pytest.approx(read / 2 + multiplying)
+
+
+def test_groups_cost_what_their_scales_do() -> None:
+    for target in ("onnx", "openvino"):
+        narrow, wide = (size(MINI, target, RECIPES[name], 8192) for name in ("int4", "int4-g128"))
+        assert prompt_seconds(narrow, HERE, 400) > 1.1 * prompt_seconds(wide, HERE, 400)
+        assert step_seconds(narrow, HERE, 400) > 1.1 * step_seconds(wide, HERE, 400)
+
+
+def test_where_nobody_measured_the_longer_of_reading_and_multiplying_counts() -> None:
+    one = size(MINI, "tensorrt", RECIPES["int4"], 8192)
+    assert pace("tensorrt", "gpu") is None
+    assert pace("onnx", "gpu") is None
+    read = (one.decoder + 500 * one.kv_per_token) / device("h100").achieved_bandwidth
+    assert step_seconds(one, device("h100"), 500) == pytest.approx(read)
+    slow = replace(device("h100"), operations=1e9)
+    numbers = sum(some.numbers for some in one.matrices if some.part != "encoder")
+    assert step_seconds(one, slow, 500) == pytest.approx(2 * numbers / slow.achieved_operations)
