@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..targets.devices import Device
-from .pace import pace
+from .pace import LAYER, NUMBER, pace
 from .plan import Model, Size
 
 WINDOW = 30.0  # seconds
@@ -82,7 +82,8 @@ def step_seconds(one: Size, device: Device, tokens: int) -> float:
     read = (one.decoder + one.kv_per_token * tokens) / device.achieved_bandwidth
     if kept is None:
         return max(read, sum(2 * some.numbers for some in held) / device.achieved_operations)
-    return read + sum(kept.steps(some.format, some.numbers) for some in held) / device.achieved_operations
+    numbers = sum(some.numbers for some in held)
+    return read + NUMBER * numbers / device.achieved_operations + LAYER * one.layers
 
 
 def best(forecasts: Iterable[Forecast]) -> Forecast | None:

@@ -8,8 +8,8 @@ from ..targets.devices import Kind
 
 _CPUS: tuple[Kind, ...] = ("cpu", "here")
 
-# Of a step, in operations of float32 products: for each number that has been read, and for the scale of each group.
-NUMBER, SCALE = 1.0, 20.0
+# Of a step beside reading: operations of float32 products for each number, and seconds of each layer, for threads to meet.
+NUMBER, LAYER = 1.4, 4e-4
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,6 @@ class Pace:
         """Operations of float32 products that take as long as so many numbers do for a token of a prompt."""
         return 2 * numbers / self.prompt[form.is_float] + self.scale * _groups(form, numbers)
 
-    def steps(self, form: WeightFormat, numbers: int) -> float:
-        """The same for a step, beside reading them."""
-        return NUMBER * numbers + SCALE * _groups(form, numbers)
-
 
 def pace(target: str, kind: Kind) -> Pace | None:
     """That of a target's engine on a kind of device; None where nobody has measured it."""
@@ -47,7 +43,7 @@ def _groups(form: WeightFormat, numbers: int) -> float:
 
 
 _ON_CPU: Mapping[str, Pace] = {
-    "openvino": Pace((3.7, 1.6), (4.7, 1.35), 7.0),
-    "onnx": Pace((1.9, 1.0), (3.3, 1.0), 13.0),
-    "gguf": Pace((1.9, 1.0), (0.88, 0.5), 0.0),
+    "openvino": Pace((3.9, 1.0), (5.0, 1.0), 6.0),
+    "onnx": Pace((2.0, 1.0), (3.3, 1.0), 13.0),
+    "gguf": Pace((2.0, 1.0), (0.88, 0.88), 0.0),
 }

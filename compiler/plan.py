@@ -77,6 +77,7 @@ class Size:
     decoder: int
     kv_per_token: int
     working: int
+    layers: int  # of the decoder
     matrices: tuple[Matrices, ...] = field(repr=False)
 
     @property
@@ -132,7 +133,9 @@ def size(model: Model, target: str, recipe: Recipe, context: int, targets: Seque
     encoder = next(held for name, held in stored.items() if name.endswith("audio_encoder"))
     kept = 2 * text.layers * text.kv_heads * text.head_dim * width
     held = tuple(_matrices(model, weights))
-    return Size(target, recipe.name, stored, encoder, embedding, decoder, kept, _working(model, width), held)
+    return Size(
+        target, recipe.name, stored, encoder, embedding, decoder, kept, _working(model, width), text.layers, held
+    )
 
 
 def _matrices(model: Model, weights: Weights) -> Iterator[Matrices]:

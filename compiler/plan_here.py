@@ -1,6 +1,7 @@
 """This machine as a device to plan for, by what it is measured to do."""
 
-from time import perf_counter
+from collections.abc import Iterator
+from time import perf_counter, sleep
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from ..targets.devices import Device
 
 SIZE = 1024  # rows and columns of the matrices that are multiplied
 SECONDS = 0.5  # after which no further product begins
+TIMES, PAUSE = 4, 0.5  # measurements of memory, and seconds between them: a virtual machine's neighbours come and go
 
 
 def here() -> Device:
@@ -30,10 +32,19 @@ def here() -> Device:
         title=f"this machine: {facts.processor.name}, {facts.processor.cores} cores",
         kind="here",
         memory=facts.memory_available,
-        bandwidth=facts.bandwidth,
+        bandwidth=max(facts.bandwidth, *_bandwidths()),
         operations=_operations(),
         targets=tuple(dict.fromkeys(usable)),
     )
+
+
+def _bandwidths() -> Iterator[float]:
+    from ..runtimes.bandwidth import read_bandwidth
+    from ..runtimes.processor import processor
+
+    for _ in range(TIMES - 1):
+        sleep(PAUSE)
+        yield read_bandwidth(processor()) or 0.0
 
 
 def _operations() -> float:
