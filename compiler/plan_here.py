@@ -39,12 +39,11 @@ def here() -> Device:
 
 
 def _bandwidths() -> Iterator[float]:
-    from ..runtimes.bandwidth import read_bandwidth
-    from ..runtimes.processor import processor
+    import ossicle
 
     for _ in range(TIMES - 1):
         sleep(PAUSE)
-        yield read_bandwidth(processor()) or 0.0
+        yield ossicle.doctor(measure=True).bandwidth or 0.0
 
 
 def _operations() -> float:
