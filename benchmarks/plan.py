@@ -3,8 +3,8 @@
     python benchmarks/plan.py CHECKPOINT BUNDLE [BUNDLE ...] [--turns 4]
 
 Every target of every bundle is a configuration: opened in a process of its own, as `ossicle bench` opens it, and given a window
-of noise, a prompt and 16 tokens in each turn. A turn is beside the forecast from what memory gives just before and after it, since
-that changes on a virtual machine; printed is the turn of the median ratio. A bundle may be of another checkpoint:
+of noise, a prompt and 16 tokens in each turn. A turn is beside the forecast from what memory gives just before and after it,
+since that changes on a virtual machine; printed is the turn of the median ratio. A bundle may be of another checkpoint:
 CHECKPOINT=BUNDLE. The exit code says whether all tokens per second are within 25 %.
 """
 
