@@ -144,8 +144,8 @@ def _matrices(model: Model, weights: Weights) -> Iterator[Matrices]:
         part = model.family.part(name)
         key = "encoder" if part == "projector" else str(part), weights.format(name)
         counted[key] = counted.get(key, 0) + math.prod(model.tensors[name].shape)
-    for (part, form), numbers in counted.items():
-        yield Matrices(part, form, numbers)
+    for (held, form), numbers in counted.items():
+        yield Matrices(held, form, numbers)
 
 
 def _working(model: Model, width: int) -> int:
