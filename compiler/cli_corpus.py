@@ -48,6 +48,9 @@ def transcribe_corpus(
         str | None, typer.Option("--language", metavar="XX", help="Spoken, where the manifest does not say.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="The longest transcript.")] = None,
+    limit: Annotated[
+        float, typer.Option("--limit", metavar="S", min=0.0, help="The longest time for a recording; 0: none.")
+    ] = 0.0,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Forget what OUT holds, and begin anew.")] = False,
     engine: Annotated[
@@ -76,7 +79,7 @@ def transcribe_corpus(
             language=language,
             max_tokens=max_tokens,
             loading=Loading(engine, provider, kv_cache, flash_attention, scales(adapter or ())),
-            crew=Crew(executor, workers, threads, address, gpus),
+            crew=Crew(executor, workers, threads, address, gpus, limit),
             retry_failed=retry_failed,
             force=force,
             progress=bars,

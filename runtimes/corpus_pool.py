@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
+from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -43,7 +44,10 @@ class Helper(Protocol):
         """Let it end by itself."""
 
     def kill(self) -> None:
-        """End it at once, whatever it is at; safe to call from another thread."""
+        """End it at once, whatever it is at, for good; safe to call from another thread."""
+
+    def interrupt(self) -> None:
+        """End it at once, whatever it is at; the next `open` starts another. Safe to call from another thread."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,14 @@ class Result:
 class Pool:
     """Workers on a list of recordings. A context manager: leaving it ends the workers."""
 
-    def __init__(self, items: Iterable[Item], make: Callable[[], Helper], workers: int, bundle: str) -> None:
-        """`make` gives a worker that is not open yet; `bundle` is the digest that each must find."""
+    def __init__(
+        self, items: Iterable[Item], make: Callable[[], Helper], workers: int, bundle: str, limit: float = 0.0
+    ) -> None:
+        """`make` gives a worker that is not open yet; `bundle` is the digest that each must find.
+
+        A worker that is at a recording for more than `limit` seconds is ended; 0: none is.
+        """
+        self._limit = limit
         self._todo = deque((item, 1) for item in items)
         self._bundle = bundle
         self._results: SimpleQueue[Result | None] = SimpleQueue()
@@ -153,7 +163,7 @@ class Pool:
     def _settled(self, helper: Helper, item: Item, tries: int) -> bool:
         """Transcribe a recording; gives whether the worker can go on with another."""
         try:
-            answer = helper.transcribe(item)
+            answer = self._transcribed(helper, item)
         except Died as reason:
             answer = {"error": f"{reason}, as it did before" if tries > 1 else str(reason), "again": True}
         again = answer.pop("again", False)
@@ -166,3 +176,22 @@ class Pool:
         if again:
             helper.close()
         return not again
+
+    def _transcribed(self, helper: Helper, item: Item) -> dict[str, Any]:
+        """A worker's answer on a recording, within the limit.
+
+        Raises:
+            Died: it died, or was ended since it took too long.
+        """
+        if not self._limit:
+            return helper.transcribe(item)
+        watch, started = threading.Timer(self._limit, helper.interrupt), monotonic()
+        watch.start()
+        try:
+            return helper.transcribe(item)
+        except Died as reason:
+            if monotonic() - started < self._limit:
+                raise
+            raise Died(f"it took longer than {self._limit:g} s") from reason
+        finally:
+            watch.cancel()

@@ -121,6 +121,10 @@ class ActorHelper:
         self.kill()
 
     def kill(self) -> None:
+        """End the actor at once, for good."""
+        self.interrupt()
+
+    def interrupt(self) -> None:
         """End the actor at once."""
         actor, self._actor = self._actor, None
         if actor is not None:

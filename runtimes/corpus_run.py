@@ -41,13 +41,14 @@ class Loading:
 
 @dataclass(frozen=True)
 class Crew:
-    """Who does the work: so many workers with so many threads each, 0 for what is best; the rest is for Ray."""
+    """Who does the work: so many workers with so many threads each, 0 for what is best; address and GPUs are for Ray."""
 
     executor: str = "processes"
     workers: int = 0
     threads: int = 0
     address: str | None = None  # of a cluster; None: a Ray of its own on this machine
     gpus: float = 0.0  # of each worker
+    limit: float = 0.0  # seconds that a worker may be at a recording; 0: as long as it takes
 
 
 def transcribe_corpus(
@@ -126,7 +127,7 @@ def _work(
     started, settled = perf_counter(), []
     with (
         _helpers(job, crew, len(todo)) as (make, part),
-        Pool(longest_first(todo), make, part.workers, job.digest) as pool,
+        Pool(longest_first(todo), make, part.workers, job.digest, crew.limit) as pool,
     ):
         if progress is not None:
             progress.start("transcribing", len(todo), "files")

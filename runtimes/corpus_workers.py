@@ -45,8 +45,12 @@ class ProcessHelper:
             child.end()
 
     def kill(self) -> None:
-        """End the process at once."""
+        """End the process at once, for good."""
         self._killed = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """End the process at once."""
         if child := self._child:
             child.kill()
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 class Scripted:
-    """A worker that does as a script says for each try of a recording: "ok", "bad", "die" or "again"."""
+    """A worker that does as a script says for each try of a recording: "ok", "bad", "die", "again"; "hang" till it is ended."""
 
     def __init__(self, script: Callable[[str, int], str], opens: bool = True) -> None:
         self.script, self.opens = script, opens
@@ -22,6 +22,7 @@ class Scripted:
         self.opened, self.falls = 0, set[int]()  # which of its openings it dies at
         self.is_open = False
         self.killed = False
+        self.interrupted = threading.Event()
 
     def open(self) -> dict[str, Any]:
         assert not self.is_open
@@ -37,7 +38,10 @@ class Scripted:
         assert self.is_open
         self.tries[item.id] += 1
         what = self.script(item.id, self.tries[item.id])
-        if what == "die":
+        if what == "hang":
+            assert self.interrupted.wait(60)
+            self.interrupted.clear()
+        if what in ("die", "hang"):
             self.is_open = False
             raise Died("it fell")
         return {"ok": {"text": item.id}, "bad": {"error": "bad"}, "again": {"error": "odd", "again": True}}[what]
@@ -47,6 +51,9 @@ class Scripted:
 
     def kill(self) -> None:
         self.killed = True
+
+    def interrupt(self) -> None:
+        self.interrupted.set()
 
 
 def items(count: int) -> list[Item]:
@@ -58,9 +65,9 @@ def outcome(results: list[Result]) -> dict[str, Any]:
     return {result.item.id: result.answer.get("text") or result.answer["error"] for result in results}
 
 
-def run(workers: list[Scripted], count: int, bundle: str = "abc") -> tuple[dict[str, Any], Pool]:
+def run(workers: list[Scripted], count: int, bundle: str = "abc", limit: float = 0.0) -> tuple[dict[str, Any], Pool]:
     made = iter(workers)
-    with Pool(items(count), lambda: next(made), len(workers), bundle) as pool:
+    with Pool(items(count), lambda: next(made), len(workers), bundle, limit) as pool:
         return outcome(list(iter(pool.take, None))), pool
 
 
@@ -69,6 +76,15 @@ def test_every_recording_is_done_once(workers: int) -> None:
     found, pool = run([Scripted(lambda *_: "ok") for _ in range(workers)], 50)
     assert found == {str(number): str(number) for number in range(50)}
     assert pool.refusals == []
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_worker_that_takes_too_long_is_ended_and_its_recording_tried_once_more(times: int) -> None:
+    worker = Scripted(lambda name, tries: "hang" if name == "1" and tries <= times else "ok")
+    found, _ = run([worker], 3, limit=0.2)
+    said = {1: "1", 2: "it took longer than 0.2 s, as it did before"}
+    assert found == {"0": "0", "1": said[times], "2": "2"}
+    assert worker.opened == 1 + times
 
 
 @pytest.mark.parametrize("how", ["die", "again"])

@@ -60,7 +60,7 @@ def test_actors_that_die_are_replaced_and_processes_go_on_where_ray_was(
     source, out = corpus(tmp_path / "in ä", "a", "always", "b", "c", "d é", "once"), tmp_path / "out"
     (source / "bad.wav").write_bytes(b"no sound")
     monkeypatch.setattr(corpus_ray, "Worker", Deadly)
-    summary = transcribe_corpus(BUNDLE, source, out, max_tokens=20, crew=Crew("ray", workers=2))
+    summary = transcribe_corpus(BUNDLE, source, out, max_tokens=20, crew=Crew("ray", workers=2, limit=60))
     assert not ray.is_initialized()
     assert (summary.done, summary.failed, summary.left, summary.workers) == (5, 2, 0, 2)
     failed = [json.loads(line) for line in (out / "failed.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -9,7 +9,7 @@ import pytest
 from ossicle.runtimes.opening import load
 from ossicle.runtimes.session import Session
 from ossicle.tests.fakes import FakeRuntime, write_bundle
-from ossicle.tests.servers import served, wav
+from ossicle.tests.servers import served, slow_session, wav
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +97,16 @@ def test_speech_is_recorded(page: Any) -> None:
     assert page.text_content("#chosen") == "Your recording"
 
 
-def test_an_answer_is_stopped(page: Any) -> None:
-    _drop(page, "a.wav", wav(28.0))
-    page.click("#stop")
-    page.wait_for_selector("#stop[disabled]")
-    assert page.text_content("#problem") == ""
+def test_an_answer_is_stopped(browser: Any, tmp_path: Path) -> None:
+    write_bundle(tmp_path)
+    with slow_session(tmp_path, 0.3) as slow, served(slow) as (url, _):
+        page = browser.new_page()
+        page.goto(url)
+        _drop(page, "a.wav", wav(28.0))
+        page.click("#stop")
+        page.wait_for_selector("#stop[disabled]")
+        assert page.text_content("#problem") == ""
+        page.close()
 
 
 def test_a_key_is_asked_for(browser: Any, session: Session) -> None:

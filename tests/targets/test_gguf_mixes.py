@@ -245,7 +245,7 @@ def test_a_size_to_split_at_is_read(monkeypatch: pytest.MonkeyPatch, text: str, 
 def test_what_is_no_size_to_split_at_is_refused(text: str) -> None:
     found = CliRunner().invoke(cli.app, ["build", "checkpoint", "--out", "out", "--split-size", text])
     assert found.exit_code == 1
-    assert f"'{text}' is no size of a file (it can be, for example: 2GB, 500MB)" in found.stderr
+    assert f"'{text}' is no size of a file (it can be, for example: 2GB, 1.5GiB, 500MB)" in found.stderr
 
 
 def test_a_row_that_is_no_whole_block_is_refused(tmp_path: Path) -> None:
