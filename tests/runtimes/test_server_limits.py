@@ -146,14 +146,13 @@ def _head(host: str, kind: str, length: int) -> bytes:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_work_of_a_client_that_goes_away_ends(slow: tuple[str, Service], stream: bool) -> None:
-    address, behind = slow
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(
-            address + TRANSCRIBE, files=_file(), data={"stream": str(stream)}, timeout=httpx.Timeout(5, read=0.01)
-        )
-    _until(lambda: behind.workers.running == 0 and behind.places.taken == 0, 2.0)
-    _until(lambda: 'status="499"' in httpx.get(address + "/metrics").text or stream)
+def test_the_work_of_a_client_that_goes_away_ends(bundle: Path, stream: bool) -> None:
+    with slow_session(bundle, 0.1) as session, served(session) as (address, behind):
+        limits = httpx.Timeout(60, read=0.02)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(address + TRANSCRIBE, files=_file(), data={"stream": str(stream)}, timeout=limits)
+        _until(lambda: behind.workers.running == 0 and behind.places.taken == 0)
+        _until(lambda: 'status="499"' in httpx.get(address + "/metrics").text or stream)
 
 
 def test_a_client_that_goes_away_while_it_waits_leaves_its_place(slow: tuple[str, Service]) -> None:
