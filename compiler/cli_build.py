@@ -134,7 +134,10 @@ def _show(report: Any, as_json: bool) -> None:
     """Say what was built; exit where it failed verification."""
     from . import cli_show
 
-    print_json(cli_show.build_document(report)) if as_json else cli_show.build(report)
+    if as_json:
+        print_json(cli_show.build_document(report))
+    else:
+        cli_show.build(report)
     if report.verification is not None:
         _conclude(report.verification)
 

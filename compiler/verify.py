@@ -88,7 +88,7 @@ def verify(
     with _folder(cache) as folder:
         kept = list(reference.keep(checkpoint, spoken, Path(folder), progress))
         rounded = stored.keep(checkpoint, recipe, kept, progress) if stored.rounds(recipe) else [None] * len(kept)
-        entries = [Kept(clip, path, beside) for (clip, path), beside in zip(kept, rounded, strict=True)]
+        entries = [Kept(clip, path, one) for (clip, path), one in zip(kept, rounded, strict=True)]
         runners = {name: one for name, one in _runners(manifest, engine).items() if target in (None, name)}
         targets = tuple(
             _judged(bundle, name, runner, entries, recipe.thresholds, progress) for name, runner in runners.items()

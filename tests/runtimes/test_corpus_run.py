@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -259,3 +259,26 @@ def test_a_pool_that_is_stopped_by_its_watcher_leaves_the_rest(corpus: Corpus, t
     assert summary.left > 0
     run(corpus, tmp_path)
     check(corpus, tmp_path)
+
+
+class Stuck(ProcessHelper):
+    """A process that stands still at a certain file, the first time that it is given it."""
+
+    stood: ClassVar[list[str]] = []
+
+    def transcribe(self, item: Any) -> dict[str, Any]:
+        if item.id == "a.wav" and not self.stood:
+            assert self._child is not None
+            self.stood.append(item.id)
+            os.kill(self._child.pid, signal.SIGSTOP)
+        return super().transcribe(item)
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_stands_still_is_ended_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.wav", "b.wav"):
+        shutil.copyfile(SPEECH / "06-command-espeak.wav", tmp_path / name)
+    monkeypatch.setattr("ossicle.runtimes.corpus_run.ProcessHelper", Stuck)
+    crew = Crew(workers=1, threads=1, limit=3)
+    summary = transcribe_corpus(BUNDLE, tmp_path, tmp_path / "out", max_tokens=3, crew=crew)
+    assert (summary.done, summary.failed, Stuck.stood) == (2, 0, ["a.wav"])
