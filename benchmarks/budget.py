@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from ossicle.compiler import bits, budget, plan, reference, sensitivity, speech, stored
+from ossicle.compiler import bits, budget, plan, reference, sensitivity, speech, stored, torch_model
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.demonstration import shipped
 from ossicle.compiler.families import family
 from ossicle.compiler.figures import divergence
 from ossicle.compiler.quantize import Weights, weights_of
-from ossicle.compiler.reference import Original, Reading
+from ossicle.compiler.readings import Reading, reading_at
+from ossicle.compiler.reference import Original
 from ossicle.compiler.speech import Clip
 from ossicle.targets.contract import Recipe, WeightFormat
 from ossicle.targets.recipes import FLOAT32, INT4, INT8, recipe
@@ -67,7 +68,9 @@ class Ear:
         for name, source in self.checkpoint.tensors.items():
             form = weights.format(name) if only in (None, name) else FLOAT32
             if self._held.get(name, FLOAT32) != form:
-                reference.fill(self.original.model, name, source if form == FLOAT32 else stored.Rounded(name, weights))
+                torch_model.fill(
+                    self.original.model, name, source if form == FLOAT32 else stored.Rounded(name, weights)
+                )
                 self._held[name] = form
 
     def _encoded(self, half: int) -> list[Any]:
@@ -118,7 +121,7 @@ def main() -> None:
 
 def read(checkpoint: Checkpoint, folder: Path) -> list[Reading]:
     spoken = speech.load(speech.shipped())
-    return [reference.read(path, clip) for clip, path in reference.keep(checkpoint, spoken, folder)]
+    return [reading_at(path, clip) for clip, path in reference.keep(checkpoint, spoken, folder)]
 
 
 def measured(

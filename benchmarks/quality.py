@@ -24,7 +24,8 @@ from ossicle.compiler.figures import agreement, divergence
 from ossicle.compiler.quantize import weights_of
 from ossicle.compiler.quantize_on_speech import quantize
 from ossicle.compiler.quantizers import ON_INPUTS, QUANTIZERS
-from ossicle.compiler.reference import Original, Reading, Utterance
+from ossicle.compiler.readings import Reading, Utterance, reading_at
+from ossicle.compiler.reference import Original
 from ossicle.compiler.speech import Clip, Speech, word_errors
 from ossicle.targets.contract import Float32, Recipe, WeightFormat
 from ossicle.targets.recipes import recipe
@@ -96,7 +97,7 @@ def cut(folder: Path) -> list[Half]:
     clips = tuple(replace(clip, questions=()) for clip in shown.clips)
     spoken = Speech(shown.name, clips, f"{shown.sha256}, without questions")
     kept = reference.keep(open_checkpoint(shipped("model")), spoken, folder)
-    readings = [reference.read(path, clip) for clip, path in kept]
+    readings = [reading_at(path, clip) for clip, path in kept]
     halves = []
     for number in range(2):
         listed = folder / f"half-{number}.jsonl"

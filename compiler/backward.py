@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..targets.contract import Float32, TensorSource
-from .reference import Utterance
+from .readings import Utterance
 from .streamed import Between, Run, Streamed
 
 _ROWS = 4096  # of the head, whose gradients are made at a time

@@ -13,7 +13,8 @@ from ..targets.contract import Progress
 from . import speech as recordings
 from .calibration import Calibration, Measured, Running
 from .checkpoint import Checkpoint
-from .reference import Original, Utterance
+from .readings import Utterance
+from .reference import Original
 from .speech import Speech
 from .streamed import Streamed
 

@@ -19,7 +19,8 @@ from .families import Family, Layout, family, mistral_family
 from .hub import fetch
 from .imatrix import Imatrix
 from .imatrix import read as read_imatrix
-from .lora import Adapter, AdapterSpec, merge, open_adapter
+from .lora import Adapter, AdapterSpec, merge
+from .peft_adapter import open_adapter
 from .quantized import Quantized
 from .quantized import read as read_quantized
 from .safetensors import StoredTensor, read_shards

@@ -198,9 +198,9 @@ def verify(
     from .checkpoint import open_checkpoint
     from .cli_progress import Bars
     from .lora import parse_adapter
+    from .marking import mark
     from .report import document, write
     from .runtime_adapters import open_all, parse_runtime_adapter
-    from .verify import mark
     from .verify import verify as compare
 
     with Bars() as bars:

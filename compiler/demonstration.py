@@ -20,9 +20,10 @@ from .checkpoint import open_checkpoint
 from .cli_show import console
 from .figures import Verification
 from .lora import AdapterSpec
+from .marking import mark
 from .report import faults, figure, label, write
 from .speech import Clip
-from .verify import ask, mark, verify
+from .verify import ask, verify
 
 _CLIPS = 8  # recordings whose texts are shown
 

@@ -26,6 +26,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .families import family
 from .figures import Verification
 from .lora import AdapterSpec
+from .marking import mark
 from .quantize import weights_of
 from .quantizers import Choice
 from .runtime_adapters import RuntimeAdapterSpec
@@ -201,7 +202,7 @@ def check(
     verified = verification.verify(
         folder, checkpoint, speech=speech, cache=cache, runtime_adapters=kept, progress=progress
     )
-    verification.mark(folder, verified)
+    mark(folder, verified)
     report.write(folder, verified, recordings.load(speech or recordings.shipped()))
     return verified
 

@@ -1,77 +1,28 @@
 """The original: the checkpoint in torch float32, asked the same as its artifacts will be.
 
 Nothing here is shared with the runtimes: prompts come from mistral-common, log-mel from transformers' feature
-extractor, the model is transformers' own. Its answers can be kept on disk: several recipes are verified against them.
+extractor, the model is transformers' own.
 """
 
 import hashlib
 import io
 import json
-import math
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..targets import memory
-from ..targets.contract import AudioError, CheckpointError, Float32, Progress, TensorSource, VerificationError
+from ..targets.contract import AudioError, CheckpointError, Float32, Progress
 from .checkpoint import Checkpoint
+from .readings import Reading, Reply, Utterance, load, save
 from .speech import Clip, Speech
+from .torch_model import check_memory, load_model
 
 VERSION = 2
 MAX_TOKENS = 256
-_BLOCK = 1 << 26  # elements of a tensor that are converted at a time
-_HEADROOM = 1.2  # activations, the KV cache and torch itself, on top of the weights
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the original said to one prompt about a clip: a transcription, or the answer to `question`.
-
-    `tokens` are its greedy choice, the stop token included; row i of `logits` [len(tokens), vocabulary] is what it
-    chose tokens[i] from. Answers to questions carry no logits.
-    """
-
-    language: str | None
-    question: str | None
-    text: str
-    tokens: tuple[int, ...]
-    logits: Float32 | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """All that the original makes of one clip.
-
-    `logmel` [windows, mel bins, frames], `audio` [windows, tokens per window, hidden].
-    """
-
-    clip: Clip
-    logmel: Float32 = field(repr=False)
-    audio: Float32 = field(repr=False)
-    replies: tuple[Reply, ...]
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """A recording and the tokens round it, its transcript included; from the last `scored` of them a model is to go on.
-
-    `logmel` [windows, mel bins, frames].
-    """
-
-    logmel: Float32 = field(repr=False)
-    tokens: tuple[int, ...]
-    scored: int
-
-    @property
-    def sound(self) -> NDArray[np.bool_]:
-        """Which frames [windows, frames] have any: the others are at the least of the log-mel, as what fills up a window is."""
-        return np.asarray((self.logmel > self.logmel.min(initial=np.inf)).any(axis=1))
 
 
 def keep(
@@ -90,23 +41,11 @@ def keep(
         progress.start("original", len(speech.clips), "clips")
     for number, clip in enumerate(speech.clips):
         path = folder / f"{number:05d}.npz"
-        if _load(path, clip) is None:
-            _save(path, original.read(clip))
+        if load(path, clip) is None:
+            save(path, original.read(clip))
         yield clip, path
         if progress:
             progress.advance(1)
-
-
-def read(path: Path, clip: Clip) -> Reading:
-    """The reading of a clip that `keep` put into a file.
-
-    Raises:
-        VerificationError: the file is gone, or damaged.
-    """
-    reading = _load(path, clip)
-    if reading is None:
-        raise VerificationError(f"the original's reading '{path}' was changed while it was needed. Verify again")
-    return reading
 
 
 class Original:
@@ -274,94 +213,6 @@ class Original:
             return inputs.masked_scatter(holes, audio)
 
 
-def load_model(checkpoint: Checkpoint) -> Any:
-    """The transformers model of a checkpoint in float32, filled tensor by tensor.
-
-    Raises:
-        CheckpointError: naming every parameter that the checkpoint does not hold.
-    """
-    model = empty_model(checkpoint)
-    for name, _ in list(model.named_parameters()):
-        fill(model, name, checkpoint.tensors[name])
-    return model
-
-
-def empty_model(checkpoint: Checkpoint) -> Any:
-    """The transformers model of a checkpoint in float32 without its weights, which are on torch's meta device.
-
-    Raises:
-        CheckpointError: naming every parameter that the checkpoint does not hold.
-    """
-    import torch
-    from transformers import VoxtralConfig, VoxtralForConditionalGeneration
-
-    config = VoxtralConfig.from_dict(dict(checkpoint.config))
-    config.dtype = "float32"
-    with torch.device("meta"):
-        model = VoxtralForConditionalGeneration(config)
-    absent = sorted({name for name, _ in model.named_parameters()} - set(checkpoint.tensors))
-    if absent:
-        raise CheckpointError(f"the checkpoint does not hold {', '.join(absent)}. See: ossicle inspect CHECKPOINT")
-    _compute_buffers(model)
-    return model.eval()
-
-
-def fill(model: Any, name: str, source: TensorSource) -> None:
-    """Give a parameter its numbers."""
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, _parameter(source))
-
-
-def empty(model: Any, name: str) -> None:
-    """Take a parameter's numbers away."""
-    import torch
-
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    nothing = torch.empty_like(getattr(module, leaf), device="meta")
-    setattr(module, leaf, torch.nn.Parameter(nothing, requires_grad=False))
-
-
-def memory_needed(checkpoint: Checkpoint) -> int:
-    """Bytes that the original takes in float32, estimated from its tensors' shapes."""
-    return int(_HEADROOM * 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()))
-
-
-def check_memory(checkpoint: Checkpoint) -> None:
-    """Refuse an original that this machine cannot hold.
-
-    Raises:
-        VerificationError: saying what it takes, what there is, and how to build without.
-    """
-    needed, available = memory_needed(checkpoint), memory.available()
-    if available is not None and needed > available:
-        raise VerificationError(
-            f"verifying takes the original in float32, about {needed / 2**30:.1f} GiB of memory, and this machine has "
-            f"{available / 2**30:.1f} GiB free. Build with --no-verify, then on a larger machine: "
-            "ossicle verify BUNDLE --checkpoint CHECKPOINT"
-        )
-
-
-def _parameter(source: TensorSource) -> Any:
-    import torch
-
-    filled = torch.empty(source.shape, dtype=torch.float32)
-    count = source.shape[0] if source.shape else 1
-    step = max(1, _BLOCK // max(1, math.prod(source.shape[1:])))
-    for start in range(0, count, step):
-        stop = min(start + step, count)
-        filled[start:stop] = torch.from_numpy(np.ascontiguousarray(source.rows(start, stop)))
-    return torch.nn.Parameter(filled, requires_grad=False)
-
-
-def _compute_buffers(model: Any) -> None:
-    """Rotary tables are in no checkpoint: a module that has buffers is made again, off the meta device."""
-    owners = {name.rpartition(".")[0] for name, _ in model.named_buffers()}
-    for name in owners:
-        module = model.get_submodule(name)
-        model.set_submodule(name, type(module)(config=module.config))
-
-
 def _recording(clip: Clip) -> bytes:
     """The clip as mistral-common takes it: a mono WAV file of float32, at its own rate."""
     import soundfile
@@ -386,39 +237,3 @@ def _key(checkpoint: Checkpoint, speech: Speech) -> str:
     adapters = [asdict(adapter) for adapter in checkpoint.adapters]
     parts = [VERSION, MAX_TOKENS, asdict(checkpoint.source), adapters, speech.sha256, tools]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _save(path: Path, reading: Reading) -> None:
-    """Write a reading as one npz archive: its arrays, and a JSON document of all else."""
-    replies = [{key: value for key, value in vars(reply).items() if key != "logits"} for reply in reading.replies]
-    arrays: dict[str, NDArray[Any]] = {
-        f"logits{i}": reply.logits for i, reply in enumerate(reading.replies) if reply.logits is not None
-    }
-    document = np.frombuffer(json.dumps(replies).encode(), np.uint8)
-    arrays |= {"document": document, "logmel": reading.logmel, "audio": reading.audio}
-    write_archive(path, arrays)
-
-
-def write_archive(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays as one npz archive, whole or not at all."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, **arrays)
-    partial.replace(path)
-
-
-def _load(path: Path, clip: Clip) -> Reading | None:
-    """The reading kept at `path`, or None where there is none that can be read."""
-    import zipfile
-
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            replies = json.loads(archive["document"].tobytes())
-            logits = [archive.get(f"logits{i}") for i in range(len(replies))]
-            logmel, audio = archive["logmel"], archive["audio"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    entries = zip(replies, logits, strict=True)
-    return Reading(
-        clip, logmel, audio, tuple(Reply(**(e | {"tokens": tuple(e["tokens"])}), logits=x) for e, x in entries)
-    )

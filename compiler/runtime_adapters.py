@@ -10,7 +10,8 @@ from ..targets.contract import AdapterError, AdapterTarget, BundleFile, Recipe
 from ..targets.manifest import RuntimeAdapter, file_entry
 from .checkpoint import Checkpoint
 from .families import Family, family
-from .lora import Adapter, AdapterSpec, LowRank, equal, open_adapter
+from .lora import Adapter, AdapterSpec, LowRank, equal
+from .peft_adapter import open_adapter
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a part of a file's name, and a word on the command line
 _AUDIO = {"encoder": "the audio encoder", "projector": "the projector"}

@@ -29,7 +29,7 @@ from ..targets.recipes import FLOAT8, PALETTE4, RECIPES
 from . import reference
 from .checkpoint import Checkpoint
 from .quantize import Weights, weights_of
-from .reference import Reading
+from .readings import Reading, reading_at, write_archive
 from .speech import Clip
 
 
@@ -136,10 +136,10 @@ def keep(
     for clip, path in kept:
         paths.append(path.with_suffix(f".{made}.npz"))
         if not paths[-1].is_file():
-            reading = reference.read(path, clip)
+            reading = reading_at(path, clip)
             audio = original.encode(reading)
             logits = original.score(reading, audio)
-            reference.write_archive(paths[-1], {"audio": audio, "logits": logits})
+            write_archive(paths[-1], {"audio": audio, "logits": logits})
         if progress:
             progress.advance(1)
     return paths

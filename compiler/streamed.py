@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..targets.contract import Float32, Progress
-from . import reference
+from . import torch_model
 from .checkpoint import Checkpoint
 from .families import Family, family
-from .reference import Utterance
+from .readings import Utterance
 
 Run = Callable[[Any], Any]  # an activation [rows, width] in, one out
 SILENCE = 1 / 16  # how much a position counts that has no sound: most of a window is that behind a short recording
@@ -80,7 +80,7 @@ class Streamed:
     _family: Family = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._model = reference.empty_model(self.checkpoint)
+        self._model = torch_model.empty_model(self.checkpoint)
         self._family = family(self.checkpoint.family)
 
     def run(self, utterances: Sequence[Utterance]) -> None:
@@ -205,10 +205,10 @@ class Streamed:
         """The parameters under these prefixes, filled from the checkpoint, and emptied again behind the block."""
         names = [name for name, _ in self._model.named_parameters() if name.startswith(tuple(prefixes))]
         for name in names:
-            reference.fill(self._model, name, self.checkpoint.tensors[name])
+            torch_model.fill(self._model, name, self.checkpoint.tensors[name])
         yield names
         for name in names:
-            reference.empty(self._model, name)
+            torch_model.empty(self._model, name)
 
     @contextmanager
     def _watched(self, names: Sequence[str]) -> Iterator[None]:

@@ -17,11 +17,12 @@ from typing import Any
 
 from ..targets.contract import Progress, SweepError
 from ..targets.locks import taken
-from . import cells, reference, report_html, speed
+from . import cells, report_html, speed
 from .cells import Cell, Found, Proof, write_whole
 from .speech import Speech
 from .sweep_jobs import ORIGINAL, Crew, finished
 from .sweep_plan import NAME, Keys, Plan
+from .torch_model import check_memory
 
 TELL = logging.getLogger("ossicle")
 
@@ -63,7 +64,7 @@ def sweep(
     if not possible:
         raise SweepError(f"no cell of the sweep is possible: {'; '.join(refused.values())}")
     checkpoint, speech = plan.open(imatrix=plan.weighing), plan.recordings()
-    reference.check_memory(checkpoint)
+    check_memory(checkpoint)
     keys = Keys.of(plan, checkpoint, speech)
     with _alone(out):
         write_whole(out / NAME, json.dumps(asdict(plan), indent=1) + "\n")

@@ -21,6 +21,7 @@ from . import cells, pipeline, quantize_on_speech, reference, report, report_htm
 from .cells import Cell, Proof
 from .checkpoint import Checkpoint
 from .figures import Verification
+from .marking import mark
 from .speech import Speech
 from .sweep_jobs import ORIGINAL
 from .sweep_plan import NAME, Keys, Plan, on_inputs, recipe_of
@@ -153,7 +154,7 @@ def _mark(out: Path, speech: Speech, proofs: Mapping[Cell, Proof | None]) -> Non
         whole = Verification(
             manifest.name, manifest.recipe["name"], speech.name, speech.sha256, thresholds, tuple(verified)
         )
-        verify.mark(out / bundle, whole)
+        mark(out / bundle, whole)
         report.write(out / bundle, whole, speech)
 
 

@@ -4,22 +4,19 @@ The bundle is run as a device would run it: by `ossicle.runtimes.probe`, in a pr
 readings are made first and kept on disk, so that the two never share the machine's memory.
 """
 
-import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
 from ..targets import manifest as manifests
-from ..targets.contract import BundleFile, EngineError, Float32, Progress, Thresholds, VerificationError
-from ..targets.manifest import AdapterSource, Manifest
+from ..targets.contract import EngineError, Float32, Progress, Thresholds, VerificationError
+from ..targets.manifest import Manifest
 from ..targets.probe import Answer, Report, Request, command, read_report, write_requests
 from . import reference, stored
 from . import runtime_adapters as beside
@@ -27,9 +24,7 @@ from . import speech as recordings
 from . import verify_adapters as adapters
 from .checkpoint import Checkpoint
 from .figures import (
-    AdapterVerification,
     Comparison,
-    Figures,
     Said,
     TargetVerification,
     Verification,
@@ -39,11 +34,11 @@ from .figures import (
     judge,
     relative,
 )
-from .imatrix import Imatrix
-from .quantized import Quantized
-from .reference import Reading, Reply
+from .provenance import check_source
+from .readings import Reading, Reply, reading_at
 from .speech import Clip
 from .stored import StoredReading
+from .torch_model import check_memory
 
 _CHUNK = 16  # clips asked in one process
 _CHUNK_BYTES = 1 << 28
@@ -93,7 +88,7 @@ def verify(
         targets = tuple(
             _judged(bundle, name, runner, entries, recipe.thresholds, progress) for name, runner in runners.items()
         )
-        readings = [reference.read(entry.path, entry.clip) for entry in entries[: adapters.CLIPS]]
+        readings = [reading_at(entry.path, entry.clip) for entry in entries[: adapters.CLIPS]]
         added = adapters.verify(
             bundle, manifest, checkpoint, recipe, runtime_adapters, readings, runners, ask, progress
         )
@@ -107,49 +102,8 @@ def check_possible(checkpoint: Checkpoint, speech: Path | None = None) -> None:
         VerificationError: the original does not fit in memory.
         AudioError: the speech list, or a recording of it, cannot be used.
     """
-    reference.check_memory(checkpoint)
+    check_memory(checkpoint)
     recordings.load(speech or recordings.shipped())
-
-
-def check_source(manifest: Manifest, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint, or adapters, that the bundle was not built from.
-
-    Raises:
-        VerificationError: naming every file that differs.
-    """
-    faults = _differences(manifest.source.files, checkpoint.source.files)
-    faults += _adapter_differences(manifest.adapters, checkpoint.adapters)
-    faults += _beside_differences("imatrix", manifest.imatrix, checkpoint.imatrix)
-    faults += _beside_differences("quantized", manifest.quantized, checkpoint.quantized)
-    if faults:
-        raise VerificationError(
-            f"bundle '{manifest.name}' was not built from this checkpoint: {'; '.join(faults)}. "
-            "Give the checkpoint and the adapters it was built from: "
-            "ossicle verify BUNDLE --checkpoint CHECKPOINT [--adapter PATH:WEIGHT] [--imatrix FILE] [--quantized FILE]"
-        )
-
-
-def mark(bundle: Path, verification: Verification) -> Manifest:
-    """The bundle's manifest with its `verification` section brought up to date, written in place."""
-    manifest = manifests.read(bundle)
-    manifest = replace(manifest, verification=section(verification, manifest.verification))
-    with tempfile.TemporaryDirectory(dir=bundle, prefix=".verification-") as folder:
-        manifests.write(Path(folder), manifest)
-        os.replace(Path(folder) / manifests.NAME, bundle / manifests.NAME)
-    return manifest
-
-
-def section(verification: Verification, before: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """The manifest's `verification` section: by target, the figures to two digits, without times or machines.
-
-    What was said `before` of adapters holds for those that were not compared now.
-    """
-    entries = {}
-    for target in verification.targets:
-        added = dict(before.get(target.target, {}).get("adapters", {}))
-        added |= {one.adapter: _adapter_entry(one) for one in verification.adapters if one.target == target.target}
-        entries[target.target] = _entry(verification, target, added)
-    return entries
 
 
 def compare(reading: Reading, answers: Sequence[Answer], rounded: StoredReading | None = None) -> Comparison:
@@ -233,7 +187,7 @@ def _chunks(kept: Sequence[Kept]) -> Iterator[list[tuple[Reading, StoredReading 
     """Readings a few at a time: enough to spread the cost of a process, few enough for memory."""
     chunk: list[tuple[Reading, StoredReading | None]] = []
     for entry in kept:
-        reading = reference.read(entry.path, entry.clip)
+        reading = reading_at(entry.path, entry.clip)
         chunk.append((reading, stored.read(entry.rounded, reading) if entry.rounded else None))
         if len(chunk) == _CHUNK or sum(_size(reading) for reading, _ in chunk) > _CHUNK_BYTES:
             yield chunk
@@ -284,61 +238,6 @@ def _reply_requests(path: str, reply: Reply) -> list[Request]:
 def _said(clip: Clip, reply: Reply, text: str) -> Said:
     expected = clip.text if reply.question is None else dict(clip.questions).get(reply.question)
     return Said(reply.language, reply.question, reply.text, text, expected)
-
-
-def _adapter_entry(found: AdapterVerification) -> dict[str, Any]:
-    figures = {name: _rounded(getattr(found, name)) for name in ("logits", "kl", "kl_clip", "top1")}
-    return {"failed": [check.figure for check in found.checks if not check.passed], "figures": figures}
-
-
-def _entry(verification: Verification, target: TargetVerification, added: Mapping[str, Any]) -> dict[str, Any]:
-    failed = [check.figure for check in target.checks if not check.passed]
-    failed += [f"{figure} with adapter '{name}'" for name, entry in added.items() for figure in entry["failed"]]
-    return {
-        **({"adapters": dict(added)} if added else {}),
-        "passed": not failed,
-        "failed": failed,
-        "proof": target.proof,
-        "engine": target.engine,
-        "speech": {"name": verification.speech, "sha256": verification.speech_sha256, "clips": len(target.clips)},
-        "figures": {entry.name: _rounded(getattr(target.figures, entry.name)) for entry in fields(Figures)},
-        "thresholds": asdict(verification.thresholds),
-    }
-
-
-def _rounded(value: float | None) -> float | str | None:
-    """Two significant digits; a word for what JSON has no number for."""
-    if value is None or math.isfinite(value):
-        return None if value is None else float(f"{value:.1e}")
-    return str(value)
-
-
-def _differences(built: Iterable[BundleFile], given: Iterable[BundleFile], of: str = "") -> list[str]:
-    before, after = ({file.path: file.sha256 for file in files} for files in (built, given))
-    missing = [f"{of}{path} is missing" for path in sorted(before.keys() - after.keys())]
-    extra = [f"{of}{path} was not there" for path in sorted(after.keys() - before.keys())]
-    both = sorted(before.keys() & after.keys())
-    return missing + extra + [f"{of}{path} has another sha256" for path in both if before[path] != after[path]]
-
-
-def _adapter_differences(built: Sequence[AdapterSource], given: Sequence[AdapterSource]) -> list[str]:
-    if len(built) != len(given):
-        names = ", ".join(f"{adapter.name}:{adapter.weight:g}" for adapter in built) or "none"
-        return [f"it has {len(built)} adapters merged ({names}), {len(given)} are given"]
-    faults: list[str] = []
-    for before, after in zip(built, given, strict=True):
-        faults += _differences(before.files, after.files, f"adapter '{before.name}': ")
-        if before.weight != after.weight:
-            faults.append(f"adapter '{before.name}' was merged with weight {before.weight:g}, not {after.weight:g}")
-    return faults
-
-
-def _beside_differences(what: str, built: BundleFile | None, given: Imatrix | Quantized | None) -> list[str]:
-    if built is None:
-        return [f"{what} {given.file.path} was not there"] if given else []
-    if given is None:
-        return [f"{what} {built.path} is missing"]
-    return [] if built.sha256 == given.file.sha256 else [f"{what} {built.path} has another sha256"]
 
 
 def _array(answer: Answer) -> Float32:

@@ -13,11 +13,12 @@ import numpy as np
 from ..targets.contract import Float32, Progress, Recipe, VerificationError
 from ..targets.manifest import Manifest
 from ..targets.probe import Answer, Report, Request
-from . import reference, stored
+from . import stored, torch_model
 from .checkpoint import Checkpoint
 from .figures import AdapterVerification, agreement, difference, divergence, judge_adapter
 from .lora import Merged
-from .reference import Original, Reading
+from .readings import Reading
+from .reference import Original
 from .runtime_adapters import Kept
 
 CLIPS = 4  # recordings that it is compared on
@@ -88,11 +89,11 @@ def _forced(original: Original, adapter: Kept, readings: Sequence[Reading]) -> l
     tensors = original.checkpoint.tensors
     try:
         for name, update in adapter.updates.items():
-            reference.fill(original.model, name, Merged(tensors[name], ((1.0, update),)))
+            torch_model.fill(original.model, name, Merged(tensors[name], ((1.0, update),)))
         return [Forced(reading, original.score(reading)) for reading in readings]
     finally:
         for name in adapter.updates:
-            reference.fill(original.model, name, tensors[name])
+            torch_model.fill(original.model, name, tensors[name])
 
 
 def _compared(

@@ -15,7 +15,8 @@ from ossicle.compiler.figures import divergence
 from ossicle.compiler.plan import Model
 from ossicle.compiler.quantize import weights_of
 from ossicle.compiler.quantize_on_speech import Plan
-from ossicle.compiler.reference import Original, Utterance
+from ossicle.compiler.readings import Utterance
+from ossicle.compiler.reference import Original
 from ossicle.compiler.speech import load
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import AudioError, OssicleError, RecipeError, WeightFormat

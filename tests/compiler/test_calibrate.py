@@ -13,6 +13,7 @@ from ossicle.compiler.calibrate import calibrate
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.cli import app
 from ossicle.compiler.families import family
+from ossicle.compiler.readings import Utterance
 from ossicle.targets.contract import AudioError, BuildError
 from ossicle.tests import checkpoints
 from typer.testing import CliRunner
@@ -68,7 +69,7 @@ def hooked(checkpoint: Checkpoint, spoken: Path) -> dict[str, list[Any]]:
     return seen
 
 
-def counted(utterances: list[reference.Utterance], part: str | None, rows: int) -> Any:
+def counted(utterances: list[Utterance], part: str | None, rows: int) -> Any:
     """How much each input counts: those without sound a sixteenth. `rows` are those of a window."""
     frames = [np.where(one.sound, 1, 1 / 16) for one in utterances]
     if part in ("encoder", "projector"):

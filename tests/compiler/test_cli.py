@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import ossicle
 import pytest
-from ossicle.compiler import checkpoint, cli, cli_common, cli_doctor, cli_progress, figures, verify
+from ossicle.compiler import checkpoint, cli, cli_common, cli_doctor, cli_progress, figures, marking, verify
 from ossicle.runtimes import replies
 from ossicle.runtimes.accelerators import Accelerator
 from ossicle.runtimes.device import fingerprint
@@ -364,7 +364,7 @@ def test_what_another_engine_makes_of_a_bundle_leaves_its_verdict(monkeypatch, t
     asked, marks = [], []
     monkeypatch.setattr(checkpoint, "open_checkpoint", lambda *_, **__: None)
     monkeypatch.setattr(verify, "verify", lambda *_, engine, **__: asked.append(engine) or found)
-    monkeypatch.setattr(verify, "mark", lambda *found: marks.append(found))
+    monkeypatch.setattr(marking, "mark", lambda *found: marks.append(found))
     assert invoke("verify", tmp_path, "--checkpoint", "somewhere", *named, "--json").exit_code == 0
     assert asked == [named[-1] if named else None]
     assert len(marks) == len(list(tmp_path.iterdir())[:1]) == marked

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ossicle.compiler import pipeline, verify
 from ossicle.compiler.checkpoint import open_checkpoint
+from ossicle.compiler.marking import mark
 from ossicle.targets import manifest as manifests
 from ossicle.tests.faults import DEMO, judged, recordings
 
@@ -119,7 +120,7 @@ def test_a_failed_bundle_is_marked(work):
     before = manifests.read(bundle)
     checkpoint = open_checkpoint(DEMO / "model")
     verification = verify.verify(bundle, checkpoint, speech=work / "data.jsonl", cache=work / "cache")
-    marked = verify.mark(bundle, verification)
+    marked = mark(bundle, verification)
     assert manifests.read(bundle) == marked
     assert replace(marked, verification={}) == replace(before, verification={})
     assert marked.verification["onnx"]["passed"] is False

@@ -7,10 +7,11 @@ import gguf
 import numpy as np
 import pytest
 from ossicle.benchmarks.kquants import ggml
-from ossicle.compiler import imatrix, verify
+from ossicle.compiler import imatrix
 from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.compiler.families import family
 from ossicle.compiler.pipeline import build
+from ossicle.compiler.provenance import check_source
 from ossicle.compiler.quantize import Weights
 from ossicle.compiler.stored import Rounded
 from ossicle.targets import gguf_names
@@ -82,11 +83,11 @@ def test_every_matrix_is_weighed_by_its_columns(checkpoint: Path, tmp_path: Path
     manifest = manifests.read(out)
     assert manifest.imatrix == manifests.file_entry(tmp_path, given)
     with pytest.raises(VerificationError, match=r"imatrix a\.gguf is missing.*--imatrix FILE"):
-        verify.check_source(manifest, open_checkpoint(checkpoint))
+        check_source(manifest, open_checkpoint(checkpoint))
     other = write(tmp_path / "b.gguf", held, count=3)
     with pytest.raises(VerificationError, match=r"imatrix a\.gguf has another sha256"):
-        verify.check_source(manifest, open_checkpoint(checkpoint, imatrix=other))
-    verify.check_source(manifest, opened)
+        check_source(manifest, open_checkpoint(checkpoint, imatrix=other))
+    check_source(manifest, opened)
 
 
 def named(canonical: str) -> str | None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.families import voxtral
-from ossicle.compiler.lora import _PLAIN, AdapterSpec, parse_adapter
+from ossicle.compiler.lora import AdapterSpec, parse_adapter
+from ossicle.compiler.peft_adapter import _PLAIN
 from ossicle.targets.contract import AdapterError
 from ossicle.tests import checkpoints
 from safetensors.torch import load_file, save_file

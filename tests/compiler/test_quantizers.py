@@ -14,10 +14,10 @@ from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.families import family
 from ossicle.compiler.imatrix import Imatrix
 from ossicle.compiler.pipeline import build
+from ossicle.compiler.provenance import check_source
 from ossicle.compiler.quantize import weights_of
 from ossicle.compiler.quantize_on_speech import quantize
 from ossicle.compiler.safetensors import read_header
-from ossicle.compiler.verify import check_source
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import BuildError, QuantizedRows, RecipeError, VerificationError
 from ossicle.targets.recipes import RECIPES

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ossicle.compiler import reference, speech
+from ossicle.compiler import reference, speech, torch_model
 from ossicle.compiler.checkpoint import open_checkpoint
+from ossicle.compiler.readings import reading_at
 from ossicle.targets import memory
 from ossicle.targets.contract import AudioError, VerificationError
 from ossicle.tests import checkpoints
@@ -79,7 +80,7 @@ def test_rotary_tables_are_computed_as_transformers_does(folder):
     torch = pytest.importorskip("torch")
     from transformers import VoxtralForConditionalGeneration
 
-    ours = dict(reference.load_model(open_checkpoint(folder)).named_buffers())
+    ours = dict(torch_model.load_model(open_checkpoint(folder)).named_buffers())
     theirs = dict(VoxtralForConditionalGeneration.from_pretrained(folder).named_buffers())
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -99,11 +100,11 @@ def test_readings_are_kept_and_taken_again(folder, tmp_path, monkeypatch):
     record(tmp_path / "a.wav", 0.5)
     spoken, opened = speech.load(tmp_path / "data.jsonl"), open_checkpoint(folder)
     ((clip, path),) = reference.keep(opened, spoken, tmp_path / "cache")
-    before = reference.read(path, clip)
+    before = reading_at(path, clip)
 
     monkeypatch.setattr(reference.Original, "read", lambda *_: pytest.fail("it was kept already"))
     ((clip, again),) = reference.keep(opened, spoken, tmp_path / "cache")
-    after = reference.read(again, clip)
+    after = reading_at(again, clip)
     np.testing.assert_array_equal(after.audio, before.audio)
     assert [(r.question, r.text, r.tokens) for r in after.replies] == [
         (r.question, r.text, r.tokens) for r in before.replies
@@ -120,9 +121,9 @@ def test_a_damaged_reading_is_made_again(folder, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(VerificationError, match="Verify again"):
-        reference.read(path, clip)
+        reading_at(path, clip)
     assert len(list(reference.keep(opened, spoken, tmp_path / "cache"))) == 1
-    assert reference.read(path, clip).clip == clip
+    assert reading_at(path, clip).clip == clip
 
 
 def test_an_original_that_does_not_fit_is_refused_before_it_is_loaded(folder, tmp_path, monkeypatch):
@@ -135,8 +136,8 @@ def test_an_original_that_does_not_fit_is_refused_before_it_is_loaded(folder, tm
 
 def test_the_memory_estimate_is_of_float32_and_a_little_more(folder):
     opened = open_checkpoint(folder)
-    weights = 4 * sum(parameter.numel() for parameter in reference.load_model(opened).parameters())
-    assert weights < reference.memory_needed(opened) < 1.5 * weights
+    weights = 4 * sum(parameter.numel() for parameter in torch_model.load_model(opened).parameters())
+    assert weights < torch_model.memory_needed(opened) < 1.5 * weights
     assert memory.available() is None or memory.available() > 2**20
 
 

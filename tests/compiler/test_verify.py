@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ossicle.compiler import report, stored, verify
+from ossicle.compiler import marking, report, stored, verify
 from ossicle.compiler.figures import (
     Comparison,
     Said,
@@ -19,7 +19,8 @@ from ossicle.compiler.figures import (
     relative,
     summarize,
 )
-from ossicle.compiler.reference import Reading, Reply
+from ossicle.compiler.provenance import check_source
+from ossicle.compiler.readings import Reading, Reply
 from ossicle.compiler.speech import Clip
 from ossicle.kernels import groupwise
 from ossicle.targets.contract import (
@@ -107,7 +108,7 @@ def test_what_is_no_number_fails_and_is_named():
     verdict = verification(comparison("a.wav"), comparison("b.wav", logits=math.nan), comparison("c.wav"))
     (failed,) = [check for check in verdict.targets[0].checks if not check.passed]
     assert (failed.figure, failed.worst) == ("logits", "b.wav")
-    assert "NaN" not in json.dumps(verify.section(verdict), allow_nan=False)
+    assert "NaN" not in json.dumps(marking.section(verdict), allow_nan=False)
 
 
 def test_figures_weigh_positions_and_keep_the_worst_clip():
@@ -245,7 +246,7 @@ ADAPTER = AdapterSource("lora", 1.0, (BundleFile("adapter_model.safetensors", 3,
 
 
 def test_the_bundles_own_checkpoint_is_taken():
-    verify.check_source(Built(SOURCE, (ADAPTER,)), Original(Source("elsewhere", SOURCE.files), (ADAPTER,)))
+    check_source(Built(SOURCE, (ADAPTER,)), Original(Source("elsewhere", SOURCE.files), (ADAPTER,)))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_the_bundles_own_checkpoint_is_taken():
 )
 def test_another_checkpoint_is_refused(given, words):
     with pytest.raises(VerificationError, match=words):
-        verify.check_source(Built(SOURCE, (ADAPTER,)), given)
+        check_source(Built(SOURCE, (ADAPTER,)), given)
 
 
 def test_the_page_is_the_golden_one():
@@ -283,7 +284,7 @@ def test_the_record_is_json_with_every_clip(tmp_path):
 
 
 def test_the_manifests_section_holds_no_time_and_two_digits():
-    (entry,) = verify.section(verification(comparison(logits=1.23456e-5))).values()
+    (entry,) = marking.section(verification(comparison(logits=1.23456e-5))).values()
     assert entry["figures"]["logits"] == 1.2e-5
     assert (entry["passed"], entry["failed"], entry["proof"]) == (True, [], "executed")
     assert entry["thresholds"]["logits"] == 1e-4

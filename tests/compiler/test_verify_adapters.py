@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from ossicle.compiler import report, verify, verify_adapters
+from ossicle.compiler import report, verify_adapters
 from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.compiler.figures import AdapterVerification, Verification, judge, judge_adapter
 from ossicle.compiler.lora import AdapterSpec
-from ossicle.compiler.reference import Original, Reading, Reply
+from ossicle.compiler.marking import mark
+from ossicle.compiler.readings import Reading, Reply
+from ossicle.compiler.reference import Original
 from ossicle.compiler.runtime_adapters import Kept, RuntimeAdapterSpec, open_all
 from ossicle.compiler.speech import Clip
 from ossicle.targets import manifest as manifests
@@ -132,7 +134,7 @@ def test_a_failed_adapter_fails_its_target_until_it_is_compared_again(tmp_path: 
         ((), ["kl_clip with adapter 'polite'"]),
         ((adapter("polite", 1e-6),), []),
     ):
-        verify.mark(tmp_path, verification(*adapters))
+        mark(tmp_path, verification(*adapters))
         entry = manifests.read(tmp_path).verification["onnx"]
         assert (entry["passed"], entry["failed"]) == (not failed, failed)
         assert sorted(entry["adapters"]) == ["legal", "polite"]
