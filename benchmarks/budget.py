@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from ossicle.cli.demo import shipped
 from ossicle.compiler import bits, budget, plan, reference, sensitivity, speech, stored, torch_model
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
-from ossicle.compiler.demonstration import shipped
 from ossicle.compiler.families import family
 from ossicle.compiler.figures import divergence
 from ossicle.compiler.quantize import Weights, weights_of

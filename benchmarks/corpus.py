@@ -96,7 +96,7 @@ def killed(bundle: Path, source: Path, out: Path, options: argparse.Namespace) -
 def begin(bundle: Path, source: Path, out: Path, executor: str) -> subprocess.Popen[bytes]:
     command = ["transcribe-corpus", bundle, source, out, "--language", "en", "--executor", executor]
     return subprocess.Popen(
-        [sys.executable, "-m", "ossicle.compiler.cli", *map(str, command)],
+        [sys.executable, "-m", "ossicle.cli", *map(str, command)],
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -100,7 +100,7 @@ def main() -> None:
 def serving(bundle: Path, engine: str, workers: int, queue: int) -> Iterator[Server]:
     """`ossicle serve` on a bundle, on a port of its own."""
     options = ["--port", "0", "--engine", engine, "--workers", str(workers), "--queue", str(queue)]
-    command = [sys.executable, "-P", "-m", "ossicle.compiler.cli", "serve", str(bundle), *options]
+    command = [sys.executable, "-P", "-m", "ossicle.cli", "serve", str(bundle), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

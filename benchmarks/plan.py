@@ -16,9 +16,9 @@ from pathlib import Path
 from time import monotonic
 
 from ossicle.benchmarks.process import machine
+from ossicle.cli.here import here
 from ossicle.compiler.forecast import PROMPT, Forecast, forecast
 from ossicle.compiler.plan import described, size
-from ossicle.compiler.plan_here import here
 from ossicle.compiler.stored import recipe_of
 from ossicle.runtimes.bandwidth import read_bandwidth
 from ossicle.runtimes.base import Options

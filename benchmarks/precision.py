@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ossicle.benchmarks.widened import write_widened
+from ossicle.cli.demo import shipped
 from ossicle.compiler import pipeline, speech
 from ossicle.compiler.checkpoint import open_checkpoint
-from ossicle.compiler.demonstration import shipped
 from ossicle.compiler.figures import TargetVerification
 from ossicle.compiler.report import figure
 from ossicle.compiler.verify import ask, verify

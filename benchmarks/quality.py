@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from ossicle.cli.demo import shipped
 from ossicle.compiler import calibration, imatrix, reference, speech, stored
 from ossicle.compiler.calibrate import calibrate, statistics
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
-from ossicle.compiler.demonstration import shipped
 from ossicle.compiler.families import family
 from ossicle.compiler.figures import agreement, divergence
 from ossicle.compiler.quantize import weights_of

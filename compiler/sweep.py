@@ -7,8 +7,6 @@ What is found stays in the sweep's folder cell by cell, so that the same call go
 
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -47,12 +45,14 @@ def sweep(
     out: Path,
     *,
     crew: Crew,
+    machine: Mapping[str, Any],
     timed: bool = True,
     retry_failed: bool = False,
     progress: Progress | None = None,
 ) -> Swept:
     """Build, prove and measure every cell of a plan under `out`, and write `report.html` and `results.json` there.
 
+    `machine` is what speeds are measured on, as `ossicle doctor` describes it: they are measured again on another.
     What was found before is taken over where checkpoint, recordings, recipe and packages are the same. Without `timed` no
     speeds are measured; a later call measures what is missing.
 
@@ -71,7 +71,6 @@ def sweep(
         before = set(_proved(out, possible, keys, retry_failed))
         _prove(out, [cell for cell in possible if cell not in before], keys, crew, progress)
         proofs = {cell: cells.read_proof(out, cell, keys.proof(cell)) or Proof("was not proved") for cell in possible}
-        machine = facts()
         found, measured = _speeds(out, proofs, keys, speech, machine, timed, retry_failed, progress)
         page = report_html.write_sweep(out, checkpoint.name, found, refused, speech, machine)
         write_whole(out / "results.json", json.dumps(document(found, refused, machine), indent=1) + "\n")
@@ -91,17 +90,6 @@ def document(found: Sequence[Found], refused: Mapping[Cell, str], machine: Mappi
         }
     )
     return result
-
-
-def facts() -> dict[str, Any]:
-    """What this machine is, as `ossicle doctor` tells it: system, processor, memory and the versions of engines."""
-    command = [sys.executable, "-m", "ossicle.compiler.cli", "doctor", "--json", "--no-measure"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SweepError(f"this machine cannot be described: {done.stderr.strip()}. See: ossicle doctor")
-    told = json.loads(done.stdout)
-    engines = {one["name"]: one["version"] for one in told["runtimes"] if one["version"]}
-    return {name: told[name] for name in ("system", "python", "processor", "memory")} | {"engines": engines}
 
 
 def _proved(out: Path, possible: Sequence[Cell], keys: Keys, retry_failed: bool) -> Iterator[Cell]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+from ossicle.cli.demo import shipped
 from ossicle.compiler import speech
 from ossicle.compiler.checkpoint import open_checkpoint
-from ossicle.compiler.demonstration import shipped
 from ossicle.compiler.lora import AdapterSpec
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.report import faults

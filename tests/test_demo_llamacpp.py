@@ -12,8 +12,8 @@ import torch
 from mistral_common.protocol.instruct.chunk import AudioChunk, TextChunk
 from mistral_common.protocol.instruct.messages import UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from ossicle.cli.demo import shipped
 from ossicle.compiler.checkpoint import open_checkpoint
-from ossicle.compiler.demonstration import shipped
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.reference import Original, _recording
 from ossicle.compiler.speech import Clip

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ossicle.cli.demo import shipped
+from ossicle.cli.main import app
 from ossicle.compiler import speech
-from ossicle.compiler.cli import app
-from ossicle.compiler.demonstration import shipped
 from ossicle.compiler.pipeline import build
 from ossicle.runtimes import measure, measured
 from ossicle.runtimes.bench import bench

@@ -10,8 +10,8 @@ from typing import Any
 import openai
 import pytest
 from ossicle.benchmarks.load import ending, requests, serving, under_load
+from ossicle.cli.demo import shipped
 from ossicle.compiler import speech
-from ossicle.compiler.demonstration import shipped
 from ossicle.compiler.pipeline import build
 from ossicle.runtimes.opening import load
 from ossicle.runtimes.replies import Transcription
@@ -21,7 +21,7 @@ from ossicle.tests.servers import process
 
 CLIPS = [clip for clip in speech.load(speech.shipped()).clips if clip.name[:2].isdigit()]
 CLIP = CLIPS[0]
-SERVE = ["-m", "ossicle.compiler.cli", "serve", "--port", "0", "--engine", "onnxruntime", "--alias", "whisper-1"]
+SERVE = ["-m", "ossicle.cli", "serve", "--port", "0", "--engine", "onnxruntime", "--alias", "whisper-1"]
 SWITCH = {
     "type": "function",
     "function": {

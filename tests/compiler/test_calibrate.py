@@ -8,10 +8,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from ossicle.cli.main import app
 from ossicle.compiler import calibration, imatrix, reference, speech
 from ossicle.compiler.calibrate import calibrate
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
-from ossicle.compiler.cli import app
 from ossicle.compiler.families import family
 from ossicle.compiler.readings import Utterance
 from ossicle.targets.contract import AudioError, BuildError

@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def command(checkpoint: Path, out: Path) -> list[str]:
-    main = "import sys; from ossicle.compiler.cli import main; sys.exit(main())"
+    main = "import sys; from ossicle.cli.main import main; sys.exit(main())"
     return [sys.executable, "-c", main, "build", str(checkpoint), "--out", str(out), "--quant", "int4", "--no-verify"]
 
 

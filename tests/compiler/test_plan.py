@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from ossicle.benchmarks.checkpoints import MINI_3B, SMALL_24B
-from ossicle.compiler.cli import app
+from ossicle.cli.main import app
 from ossicle.compiler.families import family
 from ossicle.compiler.forecast import best, encoder_seconds, forecast, prompt_seconds, step_seconds
 from ossicle.compiler.pace import LAYER, NUMBER, pace

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ossicle.compiler import cli, report_clips
+from ossicle.cli import main as cli
+from ossicle.compiler import report_clips
 from ossicle.compiler.push import prepare
 from ossicle.compiler.speech import load, shipped
 from ossicle.targets import manifest as manifests
@@ -132,7 +133,7 @@ def verified(folder: Path, entry: dict[str, Any] | None) -> Path:
 
 
 def pushed(hub: Stub, bundle: Path, *options: str, token: str = "hf_of_a_test") -> "subprocess.CompletedProcess[str]":
-    main = "import sys; from ossicle.compiler.cli import main; sys.exit(main())"
+    main = "import sys; from ossicle.cli.main import main; sys.exit(main())"
     own = {"HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(bundle.parent / "home")}
     command = [sys.executable, "-P", "-c", main, "push", str(bundle), NAME, *options]
     return subprocess.run(command, env=os.environ | own, capture_output=True, text=True, check=False)

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from ossicle.compiler import cells, cli, pipeline, reference, speed, sweep, sweep_jobs, sweep_worker
+from ossicle.cli import main as cli
+from ossicle.cli.sweep import facts
+from ossicle.compiler import cells, pipeline, reference, speed, sweep, sweep_jobs, sweep_worker
 from ossicle.compiler.cells import Cell, Proof, Speed
 from ossicle.compiler.figures import Comparison, Said, judge
 from ossicle.compiler.sweep_jobs import Crew
@@ -133,9 +135,8 @@ def endless(plan: str, out: str, build: str, measured: str) -> None:
     """A sweep that never ends: at the proof of a build, or at the speed of another."""
     sweep_jobs.run = partial(job, endless=build)
     speed.measure = partial(timed, endless=measured)
-    sweep.facts = lambda: MACHINE
     chosen = Plan(**{k: sweep_worker._tuples(v) for k, v in json.loads(plan).items()})
-    sweep.sweep(chosen, Path(out), crew=Crew())
+    sweep.sweep(chosen, Path(out), crew=Crew(), machine=MACHINE)
 
 
 def _kill(plan: Plan, out: Path, build: str, measured: str) -> dict[Path, int]:
@@ -161,19 +162,18 @@ def test_a_killed_sweep_goes_on_and_does_nothing_twice(
 ) -> None:
     out, asked = tmp_path / "out", list[str]()
     proved = _kill(plan, out, "int4", "")
-    monkeypatch.setattr(sweep, "facts", lambda: MACHINE)
     monkeypatch.setattr(sweep_jobs, "run", lambda out, name, threads: (asked.append(name), job(out, name, threads))[1])
-    swept = sweep.sweep(plan, out, crew=Crew(), timed=False)
+    swept = sweep.sweep(plan, out, crew=Crew(), machine=MACHINE, timed=False)
     assert ([one.cell.recipe for one in swept.found], swept.kept) == (["int8", "int4"], 1)
     assert asked == [sweep_jobs.ORIGINAL, "int4"]
     both = _kill(plan, out, "int4", "int4")  # in its speeds: whatever asks for a proof again never ends either
     assert {path.name for path in both} == {"int8.onnx.onnxruntime.json", "int4.onnx.onnxruntime.json"}
     monkeypatch.setattr(speed, "measure", lambda bundle, *_: (asked.append(bundle.name), timed(bundle))[1])
-    swept = sweep.sweep(plan, out, crew=Crew())
+    swept = sweep.sweep(plan, out, crew=Crew(), machine=MACHINE)
     assert asked == [sweep_jobs.ORIGINAL, "int4", "int4"]
     assert all(one.speed == Speed(load=1.0) for one in swept.found)
     assert all(_written(out)[path] == when for path, when in (proved | both).items())
-    again = sweep.sweep(plan, out, crew=Crew())
+    again = sweep.sweep(plan, out, crew=Crew(), machine=MACHINE)
     assert (again.found, again.kept, len(asked)) == (swept.found, 2, 3)
     _others_are_done_again(plan, out)
 
@@ -223,7 +223,7 @@ def test_measured_activations_weigh_what_has_a_use_for_them(plan: Plan) -> None:
 
 
 def test_the_machine_is_told_of_as_doctor_tells_it() -> None:
-    told = sweep.facts()
+    told = facts()
     assert told["processor"]["cores"] > 0
     assert "onnxruntime" in told["engines"]
 
@@ -231,9 +231,9 @@ def test_the_machine_is_told_of_as_doctor_tells_it() -> None:
 def test_one_sweep_at_a_time_and_only_in_its_own_folder(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(SweepError, match="is no folder of a sweep"):
-        sweep.sweep(plan, tmp_path, crew=Crew())
+        sweep.sweep(plan, tmp_path, crew=Crew(), machine=MACHINE)
     with sweep._alone(tmp_path / "out"), pytest.raises(SweepError, match="another sweep is at work"):
-        sweep.sweep(plan, tmp_path / "out", crew=Crew())
+        sweep.sweep(plan, tmp_path / "out", crew=Crew(), machine=MACHINE)
 
 
 def test_a_worker_that_dies_fails_its_own_cells_alone(
@@ -242,13 +242,12 @@ def test_a_worker_that_dies_fails_its_own_cells_alone(
     def died(_: Path, jobs: list[str], __: Crew) -> object:
         return ((job, None if job == sweep_jobs.ORIGINAL else "its process ended with status -9") for job in jobs)
 
-    monkeypatch.setattr(sweep, "facts", lambda: MACHINE)
     monkeypatch.setattr(sweep, "finished", died)
-    swept = sweep.sweep(plan, tmp_path / "out", crew=Crew())
+    swept = sweep.sweep(plan, tmp_path / "out", crew=Crew(), machine=MACHINE)
     assert [one.reason for one in swept.failed] == ["its process ended with status -9"] * 2
     assert "ended with status -9" in swept.page.read_text(encoding="utf-8")
     monkeypatch.setattr(sweep, "finished", lambda *_: pytest.fail("a failure was tried again without being asked"))
-    assert len(sweep.sweep(plan, tmp_path / "out", crew=Crew()).failed) == 2
+    assert len(sweep.sweep(plan, tmp_path / "out", crew=Crew(), machine=MACHINE).failed) == 2
 
 
 def test_a_worker_ends_with_the_sweep_that_started_it(tmp_path: Path) -> None:

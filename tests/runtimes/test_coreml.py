@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from ossicle.compiler import cli_doctor
+from ossicle.cli import doctor
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.verify import ask
 from ossicle.runtimes import coreml, coreml_models
@@ -209,7 +209,7 @@ def test_a_process_without_torch_says_how_its_answers_were_had(bundles: dict[str
 def test_the_doctor_says_what_it_is_here() -> None:
     (facts,) = (one for one in machine.doctor().runtimes if one.name == "coreml")
     assert (facts.target, facts.proof, facts.reason) == ("coreml", "interpreted", None)
-    assert cli_doctor._state(cli_doctor._runtime(facts)).startswith("interpreted only")
+    assert doctor._state(doctor._runtime(facts)).startswith("interpreted only")
 
 
 def test_a_package_that_is_damaged_is_an_error_that_names_it(bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def started(corpus: Corpus, out: Path, *options: str) -> subprocess.Popen[bytes]
         2,
     ]
     return subprocess.Popen(
-        [sys.executable, "-m", "ossicle.compiler.cli", *map(str, command), *options],
+        [sys.executable, "-m", "ossicle.cli", *map(str, command), *options],
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from ossicle.benchmarks.widened import widened
+from ossicle.cli.demo import shipped
 from ossicle.compiler.checkpoint import open_checkpoint
-from ossicle.compiler.demonstration import shipped
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.verify import verify
 from ossicle.runtimes import llamacpp_mtmd

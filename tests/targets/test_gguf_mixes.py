@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from ossicle.benchmarks.kquants import ggml
-from ossicle.compiler import cli, pipeline, stored
+from ossicle.cli import main as cli
+from ossicle.compiler import pipeline, stored
 from ossicle.compiler.families import family
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.quantize import Weights

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
-from .cli_common import Bundle, Json, app, guarded, print_json
+from .common import Bundle, Json, app, guarded, print_json
 
 
 @app.command(epilog="Example: ossicle push voxtral-int4 org/voxtral-int4 --license apache-2.0 --base-model org/voxtral")
@@ -30,8 +30,8 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Upload a bundle with its measured table as a model card."""
-    from .push import prepare
-    from .push import push as upload_to
+    from ..compiler.push import prepare
+    from ..compiler.push import push as upload_to
 
     upload = prepare(
         bundle, repository, license_=license_, base=base_model, audio=not no_audio, allow_failed=allow_failed

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from ossicle.compiler import cli_engines, pipeline
-from ossicle.compiler.cli import app
+from ossicle.cli import engines as cli_engines
+from ossicle.cli.main import app
+from ossicle.compiler import pipeline
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import BuildError
 from ossicle.targets.tensorrt_engine import Engines

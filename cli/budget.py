@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..targets.contract import RecipeError
-from .cli_common import file_size
+from .common import file_size
 
 CONTEXT = 8192  # tokens that keys and values are kept of, where --fit does not say
 
@@ -21,7 +21,7 @@ def builder(
         BuildError: a size is none.
         OssicleError: the device is unknown.
     """
-    from . import pipeline, spending
+    from ..compiler import pipeline, spending
 
     asked = _asked(max_size, fit)
     if not asked and recipe is None:
@@ -34,16 +34,16 @@ def builder(
 
 
 def _asked(max_size: str | None, fit: str | None) -> tuple[Any, ...]:
-    from . import budget
+    from ..compiler import budget
 
     sized = (budget.of_size(file_size(max_size, "--max-size")),) if max_size is not None else ()
     return (*sized, _fitted(fit)) if fit is not None else sized
 
 
 def _fitted(text: str) -> Any:
+    from ..compiler import budget
     from ..targets.devices import device
-    from . import budget
-    from .plan_here import here
+    from .here import here
 
     name, _, tokens = text.partition(":")
     if tokens and not (tokens.isdecimal() and int(tokens)):

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .cli_build import Adapters
-from .cli_common import Json, app, guarded, needs_build_extra, print_json
+from .build import Adapters
+from .common import Json, app, guarded, needs_build_extra, print_json
 
 CheckpointName = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a model's name on the hub.")]
 Speech = Annotated[
@@ -33,13 +33,13 @@ def calibrate(
 ) -> None:
     """Measure what every matrix is multiplied with as the model transcribes speech, for --imatrix of a build."""
     needs_build_extra("calibrating")
-    from . import calibration
-    from . import imatrix as llamacpp
-    from .calibrate import calibrate as measured
-    from .checkpoint import open_checkpoint
-    from .cli_progress import Bars
-    from .families import family
-    from .lora import parse_adapter
+    from ..compiler import calibration
+    from ..compiler import imatrix as llamacpp
+    from ..compiler.calibrate import calibrate as measured
+    from ..compiler.checkpoint import open_checkpoint
+    from ..compiler.families import family
+    from ..compiler.lora import parse_adapter
+    from .progress import Bars
 
     opened = open_checkpoint(checkpoint, adapters=[parse_adapter(text) for text in adapter or ()])
     with Bars() as bars:
@@ -74,12 +74,12 @@ def quantize(
 ) -> None:
     """Make a checkpoint's integers as it hears speech, once for every target: for --quantized of a build."""
     needs_build_extra("quantizing")
+    from ..compiler.bits import recipe_in
+    from ..compiler.checkpoint import open_checkpoint
+    from ..compiler.lora import parse_adapter
+    from ..compiler.quantize_on_speech import quantize as made
     from ..targets.recipes import recipe as named_recipe
-    from .bits import recipe_in
-    from .checkpoint import open_checkpoint
-    from .cli_progress import Bars
-    from .lora import parse_adapter
-    from .quantize_on_speech import quantize as made
+    from .progress import Bars
 
     opened = open_checkpoint(checkpoint, adapters=[parse_adapter(text) for text in adapter or ()])
     chosen = recipe_in(recipe, opened.family) if recipe else named_recipe(quant)

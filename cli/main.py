@@ -9,17 +9,17 @@ import typer
 
 from .. import __version__
 from . import (  # noqa: F401 - their commands register themselves
-    cli_bench,
-    cli_build,
-    cli_calibrate,
-    cli_corpus,
-    cli_plan,
-    cli_push,
-    cli_run,
-    cli_serve,
-    cli_sweep,
+    bench,
+    build,
+    calibrate,
+    corpus,
+    plan,
+    push,
+    run,
+    serve,
+    sweep,
 )
-from .cli_common import Json, app, guarded, needs_build_extra, options, print_json, tell
+from .common import Json, app, guarded, needs_build_extra, options, print_json, tell
 
 
 def _print_version(asked: bool) -> None:
@@ -56,16 +56,16 @@ def inspect(
 ) -> None:
     """What a bundle or a checkpoint holds: stages, files, sizes, precision, memory, verification."""
     from ..targets import manifest as manifests
-    from . import cli_show
+    from . import show
 
     if (Path(location) / manifests.NAME).is_file():
         found = manifests.read(Path(location))
-        print_json(cli_show.bundle_document(found)) if as_json else cli_show.bundle(found)
+        print_json(show.bundle_document(found)) if as_json else show.bundle(found)
         return
-    from .checkpoint import open_checkpoint
+    from ..compiler.checkpoint import open_checkpoint
 
-    held = cli_show.checkpoint_document(open_checkpoint(location))
-    print_json(held) if as_json else cli_show.checkpoint(held)
+    held = show.checkpoint_document(open_checkpoint(location))
+    print_json(held) if as_json else show.checkpoint(held)
 
 
 @app.command(epilog="Example: ossicle doctor --bundle voxtral-int4")
@@ -82,20 +82,20 @@ def doctor(
     import ossicle
 
     from ..targets import manifest as manifests
-    from . import cli_doctor
+    from .doctor import document, show
 
     held = None if bundle is None else manifests.read(bundle)
-    found = cli_doctor.document(ossicle.doctor(measure=measure), held)
-    print_json(found) if as_json else cli_doctor.show(found)
+    found = document(ossicle.doctor(measure=measure), held)
+    print_json(found) if as_json else show(found)
 
 
 @app.command()
 @guarded
 def targets(as_json: Json = False) -> None:
     """What can be built for, the formats that each target holds, and whether it is installed."""
-    from . import cli_show
+    from . import show
 
-    print_json(cli_show.target_rows()) if as_json else cli_show.targets()
+    print_json(show.target_rows()) if as_json else show.targets()
 
 
 @app.command()
@@ -107,11 +107,11 @@ def demo(
 ) -> None:
     """Build, verify and run the small Voxtral that ossicle ships, with and without its adapter."""
     needs_build_extra("the demo")
-    from . import demonstration
-    from .cli_progress import Bars
+    from .demo import show
+    from .progress import Bars
 
     with Bars() as bars:
-        passed = demonstration.show(out, bars)
+        passed = show(out, bars)
     if not passed:
         raise typer.Exit(1)
 
@@ -119,7 +119,3 @@ def demo(
 def main() -> None:
     """The command line's entry."""
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from ..targets.manifest import Manifest
-from .cli_show import console, plain, table
+from .show import console, plain, table
 
 VERSION = 1  # of the document
 

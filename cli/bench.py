@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.filesize import decimal
 
-from .cli_common import Bundle, Json, app, guarded, print_json
+from .common import Bundle, Json, app, guarded, print_json
 
 Budget = Annotated[
     float | None,
@@ -26,15 +26,15 @@ def bench(
     """Measure which engine runs each stage of a bundle best here; sessions on it are opened so from then on."""
     import ossicle
 
-    from . import cli_show
+    from .show import plain
 
     found = ossicle.bench(bundle, budget=budget, again=again, context=context)
-    print_json(cli_show.plain(found)) if as_json else show(found)
+    print_json(plain(found)) if as_json else show(found)
 
 
 def show(found: Any) -> None:
     """The verdicts of a bench as tables: engines that could run a stage, plans for the whole, engines that cannot."""
-    from .cli_show import console, table
+    from .show import console, table
 
     out = console()
     rows = [

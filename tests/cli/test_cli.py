@@ -11,7 +11,9 @@ from typing import ClassVar
 
 import ossicle
 import pytest
-from ossicle.compiler import checkpoint, cli, cli_common, cli_doctor, cli_progress, figures, marking, verify
+from ossicle.cli import common, doctor, progress
+from ossicle.cli import main as cli
+from ossicle.compiler import checkpoint, figures, marking, verify
 from ossicle.runtimes import replies
 from ossicle.runtimes.accelerators import Accelerator
 from ossicle.runtimes.device import fingerprint
@@ -303,7 +305,7 @@ def test_the_page_of_doctor_shows_every_name_of_its_document(tmp_path):
     example = json.loads(page.partition("```json\n")[2].partition("```")[0])
     gpu = Accelerator("gpu", "nvidia", "NVIDIA L4", "580.65", 24 << 30, "8.9")
     facts = replace(ossicle.doctor(), accelerators=(gpu,))
-    found = cli_doctor.document(facts, write_bundle(tmp_path))
+    found = doctor.document(facts, write_bundle(tmp_path))
     levels = (
         lambda held: held,
         lambda held: held["processor"],
@@ -351,7 +353,7 @@ def test_doctor_refuses_a_folder_that_is_no_bundle(tmp_path):
     ],
 )
 def test_without_the_build_extra_the_pip_command_is_said(monkeypatch, arguments):
-    monkeypatch.setattr(cli_common, "BUILD", ("torch_that_is_not_here",))
+    monkeypatch.setattr(common, "BUILD", ("torch_that_is_not_here",))
     found = invoke(*arguments)
     assert found.exit_code == 1
     assert "pip install 'ossicle[build,onnx]'" in found.stderr
@@ -374,7 +376,7 @@ def test_what_another_engine_makes_of_a_bundle_leaves_its_verdict(monkeypatch, t
 def test_light_commands_import_nothing_heavy(arguments):
     code = (
         "import sys\n"
-        "from ossicle.compiler.cli import app\n"
+        "from ossicle.cli.main import app\n"
         f"app({arguments!r}, standalone_mode=False)\n"
         "print(sorted({'torch', 'transformers', 'onnx', 'onnx_ir'} & set(sys.modules)), file=sys.stderr)\n"
     )
@@ -385,7 +387,7 @@ def test_light_commands_import_nothing_heavy(arguments):
 def test_bars_show_amounts_and_stay_quiet_off_a_terminal():
     terminal = Console(force_terminal=True, width=120, record=True, file=StringIO())
     for console in (terminal, Console(force_terminal=False, record=True, file=StringIO())):
-        with cli_progress.Bars(console) as bars:
+        with progress.Bars(console) as bars:
             bars.advance(1)
             bars.start("write", 4_000_000, "bytes")
             bars.advance(4_000_000)

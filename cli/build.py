@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from ..targets.tensorrt_engine import Engines
-from .cli_common import Bundle, Json, app, complain, file_size, guarded, needs_build_extra, print_json
-from .cli_engines import Batch, Capabilities, Context, Kind, Prompt, documents, engines
+from .common import Bundle, Json, app, complain, file_size, guarded, needs_build_extra, print_json
+from .engines import Batch, Capabilities, Context, Kind, Prompt, documents, engines
 
 Adapters = Annotated[
     list[str] | None,
@@ -103,10 +103,10 @@ def build(
 ) -> None:
     """Compile a checkpoint, with any adapters merged, into a bundle; then verify it."""
     needs_build_extra("building")
-    from .cli_budget import builder
-    from .cli_progress import Bars
-    from .lora import parse_adapter
-    from .runtime_adapters import parse_runtime_adapter
+    from ..compiler.lora import parse_adapter
+    from ..compiler.runtime_adapters import parse_runtime_adapter
+    from .budget import builder
+    from .progress import Bars
 
     made = builder(quant, max_size, fit, recipe, calibration)
     with Bars() as bars:
@@ -132,12 +132,12 @@ def build(
 
 def _show(report: Any, as_json: bool) -> None:
     """Say what was built; exit where it failed verification."""
-    from . import cli_show
+    from . import show
 
     if as_json:
-        print_json(cli_show.build_document(report))
+        print_json(show.build_document(report))
     else:
-        cli_show.build(report)
+        show.build(report)
     if report.verification is not None:
         _conclude(report.verification)
 
@@ -155,8 +155,8 @@ def build_engines(
     """Build TensorRT's engines of a bundle's graphs, for this machine or another."""
     from ..targets import manifest as manifests
     from ..targets import tensorrt_engine
-    from . import cli_show
-    from .cli_progress import Bars
+    from . import show
+    from .progress import Bars
 
     context = tensorrt_engine.context(manifests.read(bundle))
     asked = engines(engine, compute_capability, context=context, prompt=prompt, batch=batch) or Engines()
@@ -165,7 +165,7 @@ def build_engines(
     if as_json:
         print_json(documents(bundle, manifest))
     else:
-        cli_show.engines(bundle, manifest)
+        show.engines(bundle, manifest)
 
 
 @app.command(epilog="Example: ossicle verify voxtral-int4 --checkpoint ./voxtral --speech data.jsonl --report ./report")
@@ -192,16 +192,16 @@ def verify(
 ) -> None:
     """Compare a bundle with its original: log-mel, embeddings, logits, texts, word error rate."""
     needs_build_extra("verifying")
+    from ..compiler import speech as recordings
+    from ..compiler.checkpoint import open_checkpoint
+    from ..compiler.lora import parse_adapter
+    from ..compiler.marking import mark
+    from ..compiler.report import document, write
+    from ..compiler.runtime_adapters import open_all, parse_runtime_adapter
+    from ..compiler.verify import verify as compare
     from ..targets import registry
-    from . import cli_show
-    from . import speech as recordings
-    from .checkpoint import open_checkpoint
-    from .cli_progress import Bars
-    from .lora import parse_adapter
-    from .marking import mark
-    from .report import document, write
-    from .runtime_adapters import open_all, parse_runtime_adapter
-    from .verify import verify as compare
+    from . import show
+    from .progress import Bars
 
     with Bars() as bars:
         merged = [parse_adapter(text) for text in adapter or ()]
@@ -218,12 +218,12 @@ def verify(
     if as_json:
         print_json(document(verification))
     else:
-        cli_show.verification(verification)
+        show.verification(verification)
     _conclude(verification)
 
 
 def _conclude(verification: Any) -> None:
-    from . import report
+    from ..compiler import report
 
     faults = report.faults(verification)
     for fault in faults:

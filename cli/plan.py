@@ -8,7 +8,7 @@ import typer
 from ..targets import registry
 from ..targets.recipes import RECIPES
 from ..targets.recipes import recipe as named_recipe
-from .cli_common import Json, app, guarded, print_json
+from .common import Json, app, guarded, print_json
 
 Quant = Annotated[str | None, typer.Option("--quant", metavar="LIST", help="Recipes; by default all.")]
 Targets = Annotated[str | None, typer.Option("--target", metavar="LIST", help="Targets; by default all.")]
@@ -32,8 +32,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Sizes, memory and speed of every recipe in every target, before building."""
-    from .plan import described
-    from .plan import plan as planned
+    from ..compiler.plan import described
+    from ..compiler.plan import plan as planned
 
     model = described(checkpoint)
     recipes = [named_recipe(name) for name in _listed(quant, tuple(RECIPES))]
@@ -60,30 +60,30 @@ def _devices(names: Sequence[str], every: bool) -> list[Any]:
 
 
 def _here() -> Any:
-    from .plan_here import here
+    from .here import here
 
     return here()
 
 
 def _sizes(model: Any, found: Sequence[Any], context: int, as_json: bool) -> None:
-    from . import cli_show
+    from . import show
 
     if as_json:
-        print_json([cli_show.plain(one) | {"total": one.total, "memory": one.memory(context)} for one in found])
+        print_json([show.plain(one) | {"total": one.total, "memory": one.memory(context)} for one in found])
         return
     head = ("recipe", "target", "bundle", "encoder", "embedding", "decoder", f"memory at {context} tokens")
     rows = [
         (one.recipe, one.target, *map(_size, (one.total, one.encoder, one.embedding, one.decoder, one.memory(context))))
         for one in found
     ]
-    cli_show.console().print(cli_show.table(head, rows, title=f"{model.name}, nothing built"))
+    show.console().print(show.table(head, rows, title=f"{model.name}, nothing built"))
 
 
 def _forecasts(
     model: Any, found: Sequence[Any], devices: Sequence[Any], context: int, as_json: bool, *, best_alone: bool
 ) -> None:
-    from . import cli_show
-    from .forecast import best, forecast
+    from ..compiler.forecast import best, forecast
+    from . import show
 
     results = {one.name: [forecast(model, size, one, context) for size in found] for one in devices}
     if as_json:
@@ -95,13 +95,13 @@ def _forecasts(
         rows = ([chosen] if chosen else results[one.name][:1]) if best_alone else results[one.name]
         shown += [_row(one.title, row, row is chosen) for row in rows]
     head = ("device", "recipe", "target", "memory", "first token", "tokens/s", "real-time factor", "")
-    cli_show.console().print(cli_show.table(head, shown, title=f"{model.name}, forecast of a window of 30 s"))
+    show.console().print(show.table(head, shown, title=f"{model.name}, forecast of a window of 30 s"))
 
 
 def _document(one: Any) -> dict[str, Any]:
-    from . import cli_show
+    from . import show
 
-    told: dict[str, Any] = cli_show.plain(one)
+    told: dict[str, Any] = show.plain(one)
     return told | {"first_token": one.first_token, "real_time_factor": one.real_time_factor}
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import typer
 
 from ..targets.contract import AudioError, PromptError
-from .cli_common import complain, print_json
-from .cli_progress import Bars
+from .common import complain, print_json
+from .progress import Bars
 
 
 class Form(Enum):

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from .cli_common import Bundle, app, complain, guarded
-from .cli_run import Cache, Engine, Flash, Provider, Scales, Threads, opened
+from .common import Bundle, app, complain, guarded
+from .run import Cache, Engine, Flash, Provider, Scales, Threads, opened
 
 
 @app.command(epilog="Example: ossicle serve voxtral-int4 --port 8000")

@@ -12,18 +12,18 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from ..compiler import pipeline, speech
+from ..compiler.checkpoint import open_checkpoint
+from ..compiler.figures import Verification
+from ..compiler.lora import AdapterSpec
+from ..compiler.marking import mark
+from ..compiler.report import faults, figure, label, write
+from ..compiler.speech import Clip
+from ..compiler.verify import ask, verify
 from ..targets.contract import BuildError, Progress
 from ..targets.manifest import Manifest, bundle_files
 from ..targets.probe import Report, Request
-from . import pipeline, speech
-from .checkpoint import open_checkpoint
-from .cli_show import console
-from .figures import Verification
-from .lora import AdapterSpec
-from .marking import mark
-from .report import faults, figure, label, write
-from .speech import Clip
-from .verify import ask, verify
+from .show import console
 
 _CLIPS = 8  # recordings whose texts are shown
 

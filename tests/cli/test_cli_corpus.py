@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ossicle.compiler import cli, cli_corpus
+from ossicle.cli import corpus
+from ossicle.cli import main as cli
 from ossicle.runtimes import corpus_run
 from ossicle.runtimes.corpus_run import Crew, Loading
 from ossicle.runtimes.corpus_summary import Summary
@@ -100,4 +101,4 @@ def test_what_is_refused_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_executors_of_the_command_are_those_of_the_run() -> None:
-    assert cli_corpus.EXECUTORS == corpus_run.EXECUTORS
+    assert corpus.EXECUTORS == corpus_run.EXECUTORS

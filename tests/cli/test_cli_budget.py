@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from ossicle.cli.budget import builder
+from ossicle.cli.common import file_size
 from ossicle.compiler import budget, spending
-from ossicle.compiler.cli_budget import builder
-from ossicle.compiler.cli_common import file_size
 from ossicle.targets.contract import OssicleError
 
 REFUSED = [

@@ -1,15 +1,19 @@
 """`ossicle sweep`: the grid of builds and measurements of a checkpoint, and its report."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_build import Adapters, Measured, Speech
-from .cli_common import Json, app, complain, guarded, needs_build_extra, print_json
+from ..targets.contract import SweepError
+from .build import Adapters, Measured, Speech
+from .common import Json, app, complain, guarded, needs_build_extra, print_json
 
 if TYPE_CHECKING:
-    from .sweep import Swept
+    from ..compiler.sweep import Swept
 
 
 @app.command(epilog="Example: ossicle sweep ./voxtral --quant int8,int4,q4_k_m --target onnx,openvino,gguf --out sweep")
@@ -50,11 +54,11 @@ def sweep(
 ) -> None:
     """Build, prove and measure every recipe in every target; go on after a kill; report."""
     needs_build_extra("a sweep")
-    from .cli_progress import Bars
-    from .sweep import document, facts
-    from .sweep import sweep as swept_of
-    from .sweep_jobs import Crew
-    from .sweep_plan import Plan, check_words
+    from ..compiler.sweep import document
+    from ..compiler.sweep import sweep as swept_of
+    from ..compiler.sweep_jobs import Crew
+    from ..compiler.sweep_plan import Plan, check_words
+    from .progress import Bars
 
     crew = Crew(executor, workers, address)
     crew.check()
@@ -70,10 +74,13 @@ def sweep(
         _file(imatrix),
     )
     check_words(plan)
+    machine = facts()
     with Bars() as bars:
-        swept = swept_of(plan, out, crew=crew, timed=not no_speed, retry_failed=retry_failed, progress=bars)
+        swept = swept_of(
+            plan, out, crew=crew, machine=machine, timed=not no_speed, retry_failed=retry_failed, progress=bars
+        )
     if as_json:
-        print_json(document(swept.found, swept.refused, facts()))
+        print_json(document(swept.found, swept.refused, machine))
     else:
         _print(swept)
     for one in swept.failed:
@@ -87,8 +94,19 @@ def listed(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
+def facts() -> dict[str, Any]:
+    """What this machine is, as `ossicle doctor` tells it: system, processor, memory and the versions of engines."""
+    command = [sys.executable, "-m", "ossicle.cli", "doctor", "--json", "--no-measure"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SweepError(f"this machine cannot be described: {done.stderr.strip()}. See: ossicle doctor")
+    told = json.loads(done.stdout)
+    engines = {one["name"]: one["version"] for one in told["runtimes"] if one["version"]}
+    return {name: told[name] for name in ("system", "python", "processor", "memory")} | {"engines": engines}
+
+
 def _merged(adapters: list[str]) -> tuple[tuple[str, float], ...]:
-    from .lora import parse_adapter
+    from ..compiler.lora import parse_adapter
 
     return tuple((_absolute(str(one.location)), one.weight) for one in map(parse_adapter, adapters))
 

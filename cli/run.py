@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from ..targets.contract import EngineError, PromptError
-from .cli_common import Bundle, Json, app, guarded, print_json
-from .cli_progress import Bars
-from .cli_transcripts import Form, Transcribing
+from .common import Bundle, Json, app, guarded, print_json
+from .progress import Bars
+from .transcripts import Form, Transcribing
 
 Engine = Annotated[
     str,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..targets.contract import CorpusError
-from .cli_common import Json, app, complain, guarded, print_json
-from .cli_run import Cache, Flash, Provider, Scales, scales
+from .common import Json, app, complain, guarded, print_json
+from .run import Cache, Flash, Provider, Scales, scales
 
 if TYPE_CHECKING:
     from ..runtimes.corpus_pool import Pool
@@ -65,7 +65,7 @@ def transcribe_corpus(
     """Transcribe a corpus. The same command goes on after a kill, with nothing lost or done twice; failed files are listed."""
     from ..runtimes.corpus_run import Crew, Loading
     from ..runtimes.corpus_run import transcribe_corpus as begin
-    from .cli_progress import Bars
+    from .progress import Bars
 
     bundle, source, out = _places(paths, bundle)
     if engine in EXECUTORS:  # no engine of a bundle is called so

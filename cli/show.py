@@ -12,12 +12,13 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from ..compiler.report import ADAPTER_HEAD, adapter_rows, figure, finite, label
 from ..targets import registry
 from ..targets.contract import Artifact, BuildError, Recipe, RecipeError, Target
 from ..targets.manifest import Manifest, bundle_files
 from ..targets.recipes import RECIPES
-from . import cli_engines
-from .report import ADAPTER_HEAD, adapter_rows, figure, finite, label
+from .engines import documents as engine_documents
+from .engines import rows as engine_rows
 
 _SHOWN = ("logits", "kl", "top1", "same_text", "wer_original", "wer")
 
@@ -58,7 +59,7 @@ def build_document(report: Any) -> dict[str, Any]:
         "targets": _targets(report.manifest),
         "bytes": _size(report.manifest),
         "seconds": report.seconds,
-        "engines": cli_engines.documents(report.folder, report.manifest),
+        "engines": engine_documents(report.folder, report.manifest),
         "verification": plain(report.manifest.verification),
     }
 
@@ -72,7 +73,7 @@ def build(report: Any) -> None:
 
 def engines(folder: Path, manifest: Manifest) -> None:
     """TensorRT's engines in a bundle, where it has graphs for them."""
-    if rows := cli_engines.rows(folder, manifest):
+    if rows := engine_rows(folder, manifest):
         console().print(table(("stage", "engine", "size", "built in", "memory", "said"), rows))
 
 

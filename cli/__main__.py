@@ -1,0 +1,5 @@
+"""`python -m ossicle.cli`."""
+
+from .main import main
+
+main()
