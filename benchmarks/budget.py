@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ossicle.cli.demo import shipped
 from ossicle.compiler import bits, budget, plan, reference, sensitivity, speech, stored, torch_model
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
+from ossicle.compiler.choices import Choices, uniform
 from ossicle.compiler.families import family
 from ossicle.compiler.figures import divergence
 from ossicle.compiler.quantize import Weights, weights_of
@@ -106,7 +107,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = open_checkpoint(shipped("model"))
         ear = Ear(checkpoint, read(checkpoint, folder))
-        choices = {target: budget.choices(checkpoint, (target,)) for target in ("openvino", "gguf")}
+        choices = {target: Choices.of(checkpoint, (target,)) for target in ("openvino", "gguf")}
         losses = [measured(checkpoint, ear.readings[1 - half :: 2], choices, folder, half) for half in range(2)]
         if options.rank:
             print(*ranked(ear, losses[0]), sep="\n", flush=True)
@@ -125,7 +126,7 @@ def read(checkpoint: Checkpoint, folder: Path) -> list[Reading]:
 
 
 def measured(
-    checkpoint: Checkpoint, heard: Sequence[Reading], choices: Mapping[str, budget.Choices], folder: Path, half: int
+    checkpoint: Checkpoint, heard: Sequence[Reading], choices: Mapping[str, Choices], folder: Path, half: int
 ) -> budget.Losses:
     """What every matrix loses in every format of either target, on some recordings; kept in a file of the folder."""
     named = {form.name: form for one in choices.values() for forms in one.formats.values() for form in forms}
@@ -143,7 +144,7 @@ def measured(
     return {key: {named[form]: loss for form, loss in one.items()} for key, one in json.loads(path.read_text()).items()}
 
 
-def compared(ear: Ear, choices: budget.Choices, names: Sequence[str], losses: Sequence[budget.Losses]) -> Iterator[str]:
+def compared(ear: Ear, choices: Choices, names: Sequence[str], losses: Sequence[budget.Losses]) -> Iterator[str]:
     """A line for each budget: what a recipe takes, and what is half way from the second largest to the largest."""
     uniform = [recipe(name) for name in names]
     if choices.targets != ("gguf",):
@@ -161,17 +162,17 @@ def compared(ear: Ear, choices: budget.Choices, names: Sequence[str], losses: Se
         yield f"| {one.name} | {size:,} | {' | '.join(f'{value:.2e}' for value in figures)} |"
 
 
-def measured_of(ear: Ear, choices: budget.Choices, spent: Sequence[bits.Allocation]) -> float:
+def measured_of(ear: Ear, choices: Choices, spent: Sequence[bits.Allocation]) -> float:
     return mean(ear, [bits.recipe(each, choices.model.family) for each in spent])
 
 
-def encoder_kept(choices: budget.Choices, losses: budget.Losses) -> budget.Losses:
+def encoder_kept(choices: Choices, losses: budget.Losses) -> budget.Losses:
     """The same losses, but for an encoder that nothing but int8 is good enough for."""
     kept = {form: 0.0 if form == INT8 else 1e9 for forms in choices.formats.values() for form in forms}
     return {name: kept if choices.model.family.part(name) in ENCODER else one for name, one in losses.items()}
 
 
-def allocated(choices: budget.Choices, size: int, losses: budget.Losses) -> bits.Allocation:
+def allocated(choices: Choices, size: int, losses: budget.Losses) -> bits.Allocation:
     """What a size is spent on, nothing set apart for graphs: uniform recipes' sizes have none either."""
     limits = [
         bits.Limit(one.said, one.target, one.size, one.fixed - one.beside)
@@ -189,7 +190,7 @@ def mean(ear: Ear, recipes: Sequence[Recipe]) -> float:
 def ranked(ear: Ear, losses: budget.Losses) -> Iterator[str]:
     """How well expected losses order the matrices by the divergence that each makes alone, on the other half."""
     for form in (INT4, INT8):
-        weights = weights_of(ear.checkpoint, budget.uniform(form))
+        weights = weights_of(ear.checkpoint, uniform(form))
         found = [float(ear.kl(weights, 0, name).mean()) for name in losses]
         expected = [one[form] for one in losses.values()]
         yield f"{form.name}: rank correlation of expected and measured divergence {spearman(expected, found):.2f}"

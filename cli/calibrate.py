@@ -74,10 +74,10 @@ def quantize(
 ) -> None:
     """Make a checkpoint's integers as it hears speech, once for every target: for --quantized of a build."""
     needs_build_extra("quantizing")
-    from ..compiler.bits import recipe_in
     from ..compiler.checkpoint import open_checkpoint
     from ..compiler.lora import parse_adapter
     from ..compiler.quantize_on_speech import quantize as made
+    from ..compiler.recipe_file import recipe_in
     from ..targets.recipes import recipe as named_recipe
     from .progress import Bars
 

@@ -6,96 +6,17 @@ and allocate.py chooses. docs/budget.md tells what counts.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
 
-from ..targets import registry, sizes
-from ..targets.contract import Recipe, RecipeError, WeightFormat
+from ..targets import sizes
+from ..targets.contract import RecipeError, WeightFormat
 from ..targets.devices import Device
-from ..targets.gguf_mixes import fitting
 from ..targets.recipes import INT8
-from . import bits, plan
+from . import plan
 from .allocate import Option, allocate
-from .assignment import assign, serving
 from .bits import Allocation, Limit, Measured, Spent
-from .checkpoint import Checkpoint
-from .families import family
-from .plan import Model
-from .quantize import Weights
+from .choices import Choices, uniform
 
 Losses = Mapping[str, Mapping[WeightFormat, float]]
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What each matrix of a model may be stored in for these targets, and what it takes."""
-
-    model: Model
-    targets: tuple[str, ...]
-
-    @cached_property
-    def formats(self) -> dict[str, tuple[WeightFormat, ...]]:
-        """The formats of each matrix that all targets hold, by canonical name.
-
-        Raises:
-            RecipeError: there are none.
-        """
-        found = {}
-        for name, source in self.model.tensors.items():
-            if part := bits.part(self.model.family, name):
-                held = dict.fromkeys(fitting(form, source.shape[-1]) for form in self._held[part])
-                found[name] = tuple(held)
-        return found
-
-    @cached_property
-    def _held(self) -> dict[str, list[WeightFormat]]:
-        """The formats of each part that all targets hold."""
-        forms = (*bits.SHARED, *bits.BLOCKS)
-        parts = ("encoder", "embedding", "decoder", "lm_head")
-        held = {part: [form for form in forms if self._holds(part, form)] for part in parts}
-        if missing := [part for part, found in held.items() if not found]:
-            raise RecipeError(
-                f"targets {', '.join(self.targets)} have no format in common for {', '.join(missing)}. Build them one by one"
-            )
-        return held
-
-    def _holds(self, part: str, form: WeightFormat) -> bool:
-        changed: dict[str, Any] = {part: form}
-        recipe = replace(uniform(INT8), **changed)
-        try:
-            for name in self.targets:
-                registry.target(name).check(recipe)
-            assign(self.targets, recipe)
-        except RecipeError:
-            return False
-        return True
-
-    @cached_property
-    def groups(self) -> list[tuple[str, ...]]:
-        """The matrices that share a format: each has its own, but for a head that is the embedding's own numbers."""
-        tied = (self.model.family.EMBEDDING, self.model.family.LM_HEAD) if self.model.tied else ()
-        return [*([tied] if tied else []), *((name,) for name in self.formats if name not in tied)]
-
-    def takes(self, limit: Limit, name: str, form: WeightFormat) -> int:
-        """Bytes of a matrix in the files of a limit's target, or in its memory, which holds one audio encoder."""
-        recipe, weights = self._stores(form)
-        stages = [(target, stage) for target, stage in self.stages(limit.target) if name in self.model.stages[stage]]
-        return sum(
-            sizes.weight_bytes(*stage, name, recipe, weights) for stage in stages[: 1 if limit.in_memory else None]
-        )
-
-    def stages(self, target: str) -> list[tuple[str, str]]:
-        """The stages that a target's engine opens, the audio encoder of another target that serves it first."""
-        return serving(target, self.targets, uniform(INT8))
-
-    def _stores(self, form: WeightFormat) -> tuple[Recipe, Weights]:
-        if form not in self._made:
-            self._made[form] = _store(self.model, form)
-        return self._made[form]
-
-    @cached_property
-    def _made(self) -> dict[WeightFormat, tuple[Recipe, Weights]]:
-        return {}
 
 
 @dataclass(frozen=True)
@@ -118,12 +39,6 @@ def of_size(count: int) -> Asked:
 def on_device(device: Device, context: int) -> Asked:
     """The limit that a device is: the memory that it lends a model."""
     return Asked(f"fit-{device.name}", f"{device.name} with {context} tokens", int(device.usable), device, context)
-
-
-def choices(checkpoint: Checkpoint, targets: Sequence[str]) -> Choices:
-    """What the matrices of a checkpoint may be stored in."""
-    model = Model(checkpoint.name, family(checkpoint.family), checkpoint.config, checkpoint.tied)
-    return Choices(model, tuple(targets))
 
 
 def limits(choices: Choices, asked: Sequence[Asked], vocabulary: int, more: Mapping[str, int]) -> list[Limit]:
@@ -248,16 +163,6 @@ def check_possible(choices: Choices, limits: Sequence[Limit]) -> None:
 
 def _all(limits: Sequence[Limit]) -> str:
     return ", ".join(f"{limit.target}: {size(limit.size)}" for limit in limits)
-
-
-def uniform(form: WeightFormat) -> Recipe:
-    """One format for everything."""
-    return Recipe(form.name, encoder=form, embedding=form, decoder=form, lm_head=form)
-
-
-def _store(model: Model, form: WeightFormat) -> tuple[Recipe, Weights]:
-    recipe = uniform(form)
-    return recipe, Weights(model.tensors, recipe, model.family, model.tied)
 
 
 def size(count: int) -> str:

@@ -16,7 +16,7 @@ from ..targets.manifest import Manifest, RuntimeAdapter
 from ..targets.recipes import RECIPES
 from ..targets.recipes import recipe as named_recipe
 from ..targets.tensorrt_engine import Engines
-from . import bits, quantizers, report
+from . import bits, quantizers, recipe_file, report
 from . import runtime_adapters as beside
 from . import speech as recordings
 from . import verify as verification
@@ -117,7 +117,7 @@ def build(
         artifacts = lower(opened, chosen, assigned, staging, progress, options)
         if allocation:
             bits.check(allocation, artifacts, chosen)
-            bits.write(staging.folder / bits.NAME, replace(allocation, quantizer=chosen.quantizer))
+            recipe_file.write(staging.folder / recipe_file.NAME, replace(allocation, quantizer=chosen.quantizer))
         write_shared(opened, artifacts, staging.folder)
         manifest = describe(
             opened, chosen, artifacts, staging.folder, beside.lower(kept, targets, chosen, staging.folder)

@@ -16,12 +16,13 @@ from ..targets.contract import CheckpointError, Float32, Progress, TensorSource,
 from . import quantizers
 from . import speech as recordings
 from .backward import Backward
-from .bits import Measured, rounded
+from .bits import Measured
 from .budget import Losses
 from .calibrate import utterances
 from .checkpoint import Checkpoint
 from .families import family
 from .quantizers import Choice
+from .recipe_file import rounded
 from .speech import Speech
 from .stored import narrowed
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from ..targets.contract import Progress, RecipeError
 from ..targets.recipes import recipe as named_recipe
-from . import bits, budget, plan, sensitivity
+from . import bits, budget, plan, recipe_file, sensitivity
 from .bits import Allocation, Limit, Measured, OverBudgetError
-from .budget import Asked, Choices
+from .budget import Asked
 from .checkpoint import Checkpoint, open_checkpoint
+from .choices import Choices
 from .families import family
 from .lora import AdapterSpec
 from .pipeline import BuildReport
@@ -83,8 +84,8 @@ def allocation(
         RecipeError: a limit is below the least, or the recipe's file is not right.
         AudioError: the recordings cannot be used.
     """
-    held = bits.read(spent.recipe) if spent.recipe else None
-    choices = budget.choices(checkpoint, targets)
+    held = recipe_file.read(spent.recipe) if spent.recipe else None
+    choices = Choices.of(checkpoint, targets)
     if held and not spent.asked:
         found = _rebuilt(choices, held, spent.recipe)
         _tell(found)
@@ -107,7 +108,7 @@ def allocation(
 
 def spend_again(checkpoint: Checkpoint, found: Allocation, spent: Budget, more: Mapping[str, int]) -> Allocation:
     """The same budget spent anew, with more bytes set apart for what lies beside the weights."""
-    choices = budget.choices(checkpoint, found.targets)
+    choices = Choices.of(checkpoint, found.targets)
     limits = budget.limits(choices, spent.asked, checkpoint.tokenizer.stat().st_size, more)
     assert found.measured is not None
     losses = {name: one.losses for name, one in found.tensors.items()}

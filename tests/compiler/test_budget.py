@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ossicle.compiler import bits, budget, plan, sensitivity, spending, stored
+from ossicle.compiler import bits, budget, plan, recipe_file, sensitivity, spending, stored
 from ossicle.compiler.calibrate import utterances
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
+from ossicle.compiler.choices import Choices, uniform
 from ossicle.compiler.figures import divergence
 from ossicle.compiler.plan import Model
 from ossicle.compiler.quantize import weights_of
@@ -56,13 +57,13 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(checkpoint: Checkpoint, spoken: Path) -> tuple[Any, bits.Measured]:
-    formats = budget.choices(checkpoint, ("onnx",)).formats
+    formats = Choices.of(checkpoint, ("onnx",)).formats
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sensitivity, "SAMPLES", 4)
         return sensitivity.measure(checkpoint, formats, "nearest", spoken)
 
 
-def made_up(choices: budget.Choices) -> dict[str, dict[WeightFormat, float]]:
+def made_up(choices: Choices) -> dict[str, dict[WeightFormat, float]]:
     return {
         name: {form: 0.0 if form.is_float else 2.0 ** (-2 * form.bits) * (1 + form.group / 999) for form in forms}
         for name, forms in choices.formats.items()
@@ -90,7 +91,7 @@ def test_losses_are_the_divergence_that_a_matrix_makes(
     audio = [original._encode(one.logmel) for one in heard]
     before, predicted, found = logits(original, heard, audio), [], []
     for name, losses in measured[0].items():
-        weight, weights = original.model.get_parameter(name), weights_of(checkpoint, budget.uniform(INT4))
+        weight, weights = original.model.get_parameter(name), weights_of(checkpoint, uniform(INT4))
         exact = weight.data.clone()
         weight.data.copy_(torch.from_numpy(stored.Rounded(name, weights).rows(0, len(exact))))
         inside = "audio" in name or "projector" in name
@@ -108,7 +109,7 @@ def test_losses_are_the_divergence_that_a_matrix_makes(
 def test_what_matrices_take_adds_up_to_the_planned_size(
     checkpoint: Checkpoint, targets: tuple[str, ...], tied: bool
 ) -> None:
-    choices = budget.choices(replace(checkpoint, tied=tied), targets)
+    choices = Choices.of(replace(checkpoint, tied=tied), targets)
     random = np.random.default_rng(0)
     asked = (budget.of_size(10**9), budget.on_device(replace(device("m2-8"), targets=ALL), 1000))
     limits = budget.limits(choices, asked, 30000, {})
@@ -124,9 +125,9 @@ def test_what_matrices_take_adds_up_to_the_planned_size(
 
 @pytest.mark.parametrize("targets", [("onnx",), ("gguf",), ("onnx", "gguf"), ALL])
 def test_formats_are_what_every_target_holds(checkpoint: Checkpoint, targets: tuple[str, ...]) -> None:
-    held = {form.name for form in budget.choices(checkpoint, targets).formats[HEAD]}
+    held = {form.name for form in Choices.of(checkpoint, targets).formats[HEAD]}
     assert {"float16", "int8-g32", "int4-g32"} <= held
-    assert ("int4-g128" in held) == (targets == ("onnx",))
+    assert {"int4-g128", "int8-g128"} & held == (set() if "gguf" in targets else {"int4-g128", "int8-g128"})
     assert ("int4-g32-asymmetric" in held) == ("tensorrt" not in targets)
 
 
@@ -134,13 +135,13 @@ def test_gguf_alone_may_hold_blocks_in_its_decoder() -> None:
     config = checkpoints.tiny_config(text={"hidden_size": 256, "intermediate_size": 256})
     from ossicle.compiler.families import family
 
-    choices = budget.Choices(Model("tiny", family("voxtral"), config, tied=False), ("gguf",))
+    choices = Choices(Model("tiny", family("voxtral"), config, tied=False), ("gguf",))
     assert {"Q3_K", "Q4_K", "Q5_K", "Q6_K"} <= {form.name for form in choices.formats[DOWN]}
     assert not any(form.is_block for form in choices.formats["model.audio_tower.layers.0.fc1.weight"])
 
 
 def test_a_tied_head_has_its_embeddings_format(checkpoint: Checkpoint) -> None:
-    choices = budget.choices(replace(checkpoint, tied=True), ("onnx",))
+    choices = Choices.of(replace(checkpoint, tied=True), ("onnx",))
     limits = budget.limits(choices, [budget.of_size(10**9)], 0, {})
     losses = made_up(choices)
     losses[HEAD] = dict.fromkeys(losses[HEAD], 0.0)
@@ -158,7 +159,7 @@ def files(bundle: Path) -> dict[str, bytes]:
 
 def asked_between(checkpoint: Checkpoint, targets: tuple[str, ...], share: float) -> budget.Asked:
     """A size so far from the least to that of eight bits everywhere."""
-    choices = budget.choices(checkpoint, targets)
+    choices = Choices.of(checkpoint, targets)
     (limit, *_) = budget.limits(choices, [budget.of_size(10**9)], checkpoint.tokenizer.stat().st_size, {})
     ends = [
         sum(choices.takes(limit, name, pick(forms)) for name, forms in choices.formats.items())
@@ -184,7 +185,7 @@ def bundle(
 
 
 def test_a_bundle_keeps_its_size_and_spends_it(bundle: tuple[Path, budget.Asked]) -> None:
-    held = bits.read(bundle[0] / bits.NAME)
+    held = recipe_file.read(bundle[0] / recipe_file.NAME)
     size = sum(path.stat().st_size for path in (bundle[0] / "onnx").iterdir())
     assert size <= bundle[1].size
     assert len({one.format for one in held.tensors.values()}) > 1
@@ -197,12 +198,12 @@ def test_its_recipe_builds_it_again_to_the_byte(
     folder: Path, bundle: tuple[Path, budget.Asked], tmp_path: Path
 ) -> None:
     again = tmp_path / "again"
-    within(folder, again, spending.Budget(recipe=bundle[0] / bits.NAME), targets=("onnx",))
+    within(folder, again, spending.Budget(recipe=bundle[0] / recipe_file.NAME), targets=("onnx",))
     assert files(again) == files(bundle[0])
 
 
 def edited(bundle: Path, out: Path, formats: Mapping[str, str], **other: Any) -> Path:
-    document = json.loads((bundle / bits.NAME).read_text()) | other
+    document = json.loads((bundle / recipe_file.NAME).read_text()) | other
     for name, form in formats.items():
         document["tensors"].setdefault(name, {})["format"] = form
     out.write_text(json.dumps(document))
@@ -212,7 +213,7 @@ def edited(bundle: Path, out: Path, formats: Mapping[str, str], **other: Any) ->
 def test_an_edited_format_is_built_and_reckoned_with(
     checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked], tmp_path: Path
 ) -> None:
-    before = bits.read(bundle[0] / bits.NAME)
+    before = recipe_file.read(bundle[0] / recipe_file.NAME)
     assert before.tensors[HEAD].format != FLOAT16
     path = edited(bundle[0], tmp_path / "edited.json", {HEAD: "float16"})
     found = spending.allocation(checkpoint, ("onnx",), spending.Budget(recipe=path))
@@ -229,8 +230,8 @@ def test_a_recipes_losses_are_spent_on_another_size(
 ) -> None:
     monkeypatch.setattr(sensitivity, "measure", lambda *_: pytest.fail("nothing is to be measured again"))
     asked = asked_between(checkpoint, ("onnx",), 0.8)
-    found = spending.allocation(checkpoint, ("onnx",), spending.Budget((asked,), recipe=bundle[0] / bits.NAME))
-    before = bits.read(bundle[0] / bits.NAME)
+    found = spending.allocation(checkpoint, ("onnx",), spending.Budget((asked,), recipe=bundle[0] / recipe_file.NAME))
+    before = recipe_file.read(bundle[0] / recipe_file.NAME)
     assert found is not None
     assert found.loss is not None
     assert before.loss is not None
@@ -243,12 +244,12 @@ def test_narrow_floats_in_a_wide_graph_are_the_rounded_model(
 ) -> None:
     import onnxruntime
 
-    names = bits.read(bundle[0] / bits.NAME).tensors
+    names = recipe_file.read(bundle[0] / recipe_file.NAME).tensors
     path = edited(bundle[0], tmp_path / "half.json", dict.fromkeys(names, "float16"))
     within(folder, tmp_path / "half", spending.Budget(recipe=path), targets=("onnx",))
     held = spending.allocation(checkpoint, ("onnx",), spending.Budget(recipe=path))
     assert held is not None
-    choices = budget.choices(checkpoint, ("onnx",))
+    choices = Choices.of(checkpoint, ("onnx",))
     rounded = Original(stored.rounded(checkpoint, bits.recipe(held, choices.model.family)))
     mel = np.random.default_rng(0).standard_normal((1, 128, 3000)).astype(np.float32)
     graphs = {path.name.split("_")[0]: path for path in (tmp_path / "half" / "onnx").glob("*.onnx")}
@@ -271,7 +272,7 @@ def test_what_cannot_be_kept_is_refused_with_the_least(checkpoint: Checkpoint) -
     said = refused(checkpoint, spending.Budget((budget.of_size(100_000),)))
     assert "--max-size 0.10MB cannot be kept" in said
     least = float(said.split("target 'onnx' takes ")[1].split(" MB")[0]) * 1e6
-    choices = budget.choices(checkpoint, ("onnx",))
+    choices = Choices.of(checkpoint, ("onnx",))
     for count, kept in ((least - 20_000, False), (least + 20_000, True)):
         limits = budget.limits(choices, [budget.of_size(int(count))], checkpoint.tokenizer.stat().st_size, {})
         if kept:
@@ -334,7 +335,7 @@ def test_losses_of_another_checkpoint_are_not_spent(
     checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked], tmp_path: Path
 ) -> None:
     asked = (asked_between(checkpoint, ("onnx",), 0.4),)
-    held = json.loads((bundle[0] / bits.NAME).read_text())["measured"]
+    held = json.loads((bundle[0] / recipe_file.NAME).read_text())["measured"]
     path = edited(bundle[0], tmp_path / "other", {}, measured=held | {"checkpoint": "another"})
     assert "not of this checkpoint" in refused(checkpoint, spending.Budget(asked, recipe=path))
 
@@ -343,7 +344,7 @@ def test_artifacts_larger_than_reckoned_are_made_room_for(
     checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked]
 ) -> None:
     """Once the bytes beside the weights are known, the same budget is spent with them set apart."""
-    manifest, held = manifests.read(bundle[0]), bits.read(bundle[0] / bits.NAME)
+    manifest, held = manifests.read(bundle[0]), recipe_file.read(bundle[0] / recipe_file.NAME)
     recipe = stored.recipe_of(manifest.recipe)
     bits.check(held, manifest.artifacts, recipe)
     taken = sum(file.size for one in manifest.artifacts for file in one.files)
@@ -353,14 +354,16 @@ def test_artifacts_larger_than_reckoned_are_made_room_for(
         bits.check(tight, manifest.artifacts, recipe)
     assert caught.value.more == {"onnx": 30_000}
     again = spending.spend_again(checkpoint, held, spending.Budget((bundle[1],)), caught.value.more)
-    assert again.limits[0].beside == limit.beside + 30_000
+    choices = Choices.of(checkpoint, ("onnx",))
+    (first,) = budget.limits(choices, [bundle[1]], checkpoint.tokenizer.stat().st_size, {})
+    assert again.limits[0].beside == first.beside + 30_000
     assert again.limits[0].taken <= bundle[1].size
 
 
 def test_a_recipe_of_the_users_own_is_told_from_others_of_its_name() -> None:
     from ossicle.targets.recipes import RECIPES
 
-    one = budget.uniform(INT4)
+    one = uniform(INT4)
     assert stored._own(RECIPES["int4"]) == []
     assert stored._own(replace(RECIPES["int4"], quantizer="mse")) == []
     assert stored._own(one) != stored._own(replace(one, decoder=INT8)) != []
@@ -369,10 +372,10 @@ def test_a_recipe_of_the_users_own_is_told_from_others_of_its_name() -> None:
 def test_quantizers_on_inputs_make_the_integers_of_a_budget(
     checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked]
 ) -> None:
-    held = bits.read(bundle[0] / bits.NAME)
-    recipe = replace(bits.recipe_in(bundle[0] / bits.NAME, checkpoint.family), quantizer="gptq")
+    held = recipe_file.read(bundle[0] / recipe_file.NAME)
+    recipe = replace(recipe_file.recipe_in(bundle[0] / recipe_file.NAME, checkpoint.family), quantizer="gptq")
     made = Plan.of(checkpoint, weights_of(checkpoint, recipe)).formats
-    model = budget.choices(checkpoint, ("onnx",)).model.family
+    model = Choices.of(checkpoint, ("onnx",)).model.family
     assert made == {
         name: one.format for name, one in held.tensors.items() if model.linear(name) and not one.format.is_float
     }
