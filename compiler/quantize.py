@@ -8,6 +8,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from ..kernels import kquants
 from ..targets.contract import (
     CheckpointError,
     Float32,
@@ -16,6 +17,7 @@ from ..targets.contract import (
     QuantizedTensor,
     Recipe,
     TensorSource,
+    UInt8,
     WeightFormat,
 )
 from ..targets.gguf_mixes import fitting, in_layers
@@ -75,6 +77,12 @@ class Weights:
         weighed = self.importance(name)
         return QuantizedTensor(name, shape, form, lambda: _blocks(source, form, quantizer, weighed))
 
+    def packed(self, name: str, start: int, stop: int) -> UInt8:
+        if self.made is not None and name in self.made.formats:
+            return self.made.packed(name, start, stop)
+        values = self.source(name).rows(start, stop)
+        return kquants.quantize(values, self.format(name).kind, self.importance(name))
+
     def _part(self, name: str) -> str | None:
         """The part of the recipe that a matrix belongs to. An embedding of blocks that is the head is stored as the head."""
         part = self.family.part(name)
@@ -108,11 +116,12 @@ def weights_of(checkpoint: Checkpoint, recipe: Recipe) -> Weights:
 def _head_apart(weights: Weights) -> bool:
     """Whether the head's integers are found otherwise than the embedding's, so that they are not the same numbers."""
     embedding, head = weights.family.EMBEDDING, weights.family.LM_HEAD
+    if weights.made is not None and head in weights.made.formats:
+        return True
     if not quantizers.groupwise_integers(weights.format(head)):
         return False
-    made = weights.made is not None and head in weights.made.formats
     by = weights.quantizer(head)
-    return made or by != weights.quantizer(embedding) or (by == "mse" and weights.importance(head) is not None)
+    return by != weights.quantizer(embedding) or (by == "mse" and weights.importance(head) is not None)
 
 
 def _chosen(override: Override, names: list[str]) -> list[str]:

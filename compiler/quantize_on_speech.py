@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import gptq, groupwise, rounding
-from ..kernels.rounding import Codes
+from ..kernels import gptq, gptq_blocks
 from ..targets.contract import CheckpointError, Float32, Progress, Recipe, RecipeError, WeightFormat
 from . import quantized, quantizers
 from . import speech as recordings
@@ -22,7 +21,7 @@ from .checkpoint import Checkpoint
 from .families import family
 from .folds import Fold
 from .quantize import Weights, weights_of
-from .quantizers import QUANTIZERS
+from .quantizers import QUANTIZERS, Found
 from .safetensors_write import Writer
 from .streamed import Streamed
 
@@ -39,7 +38,7 @@ def quantize(
     speech: Path | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Make the integers of every linear matrix of the recipe's groupwise formats, into a file; how many matrices it has.
+    """Make the integers of every linear matrix of the recipe's groupwise formats, and GGUF's blocks; how many matrices it has.
 
     `quantizer` is one for all or part by part (`quantizers.Choice`); the error that `mse` searches for is weighed by what the
     matrices are given. `speech` lists the recordings, by default those shipped.
@@ -83,7 +82,7 @@ class Plan:
         formats = {
             name: weights.format(name)
             for name in checkpoint.tensors
-            if model.linear(name) and quantizers.groupwise_integers(weights.format(name))
+            if model.linear(name) and quantizers.finds(weights.quantizer(name), weights.format(name))
         }
         scaled = {name for name in formats if QUANTIZERS[weights.quantizer(name)].scaled}
         folds = [
@@ -191,23 +190,20 @@ class _Quantizing:
                 raise CheckpointError(
                     f"tensor '{name}' cannot be quantized: {reason}. Repair the checkpoint, or build with --quant fp32"
                 ) from reason
-            self._write(name, start, found, form)
-            yield start, rounding.dequantize(found, form.group) / rows[start:stop] / columns
-
-    def _write(self, name: str, start: int, found: Codes, form: WeightFormat) -> None:
-        codes = groupwise.pack_pairs(found.codes) if form.bits == 4 else found.codes
-        self.writer.rows(f"{name}.codes", start, codes)
-        self.writer.rows(f"{name}.scales", start, found.scales)
-        if not form.symmetric:
-            self.writer.rows(f"{name}.zeros", start, found.zeros)
+            for key, array in quantized.entries(found, form).items():
+                self.writer.rows(f"{name}.{key}", start, array)
+            yield start, quantizers.numbers(found, form) / rows[start:stop] / columns
 
 
-def _maker(name: str, inputs: Float32, form: WeightFormat) -> Callable[[Float32], Codes]:
-    """What makes the integers of rows whose mean x x^T this is, by the quantizer of this name."""
-    if QUANTIZERS[name].solved:
+def _maker(name: str, inputs: Float32, form: WeightFormat) -> Callable[[Float32], Found]:
+    """What finds the numbers of rows whose mean x x^T this is, by the quantizer of this name."""
+    solved = QUANTIZERS[name].solved
+    if solved and form.is_block:
+        return gptq_blocks.BlockSolver(inputs, form.kind).quantize
+    if solved:
         return gptq.Solver(inputs, form.bits, form.group, form.symmetric).quantize
     importance, at_once = np.ascontiguousarray(np.diagonal(inputs)), quantizers.without_inputs(name)
-    return lambda values: quantizers.codes(quantizers.rows(0, values, form, at_once, importance), form)
+    return lambda values: quantizers.found(values, form, at_once, importance)
 
 
 def _some_rows(source: Any) -> Float32:
@@ -228,10 +224,15 @@ def _cost(tried: list[Float32], formats: list[WeightFormat], inputs: Float32, co
     total = 0.0
     for values, form in zip(tried, formats, strict=True):
         scaled = np.ascontiguousarray(values * columns)
-        found = quantizers.codes(quantizers.rows(0, scaled, form, "nearest", None), form)
-        distance = rounding.dequantize(found, form.group) / columns - values
+        found = quantizers.found(scaled, form, "nearest", _importance(inputs, columns))
+        distance = quantizers.numbers(found, form) / columns - values
         total += float(np.einsum("nk,nk->", distance @ inputs, distance, dtype=np.float64))
     return total
+
+
+def _importance(inputs: Float32, columns: Float32) -> Float32:
+    """The mean squares of inputs whose columns are scaled by the inverse."""
+    return (np.diagonal(inputs) / columns**2).astype(np.float32)
 
 
 def _tensor(values: Float32) -> Any:

@@ -1,8 +1,8 @@
 """Integers that were made of a checkpoint beforehand: one safetensors file, for a build of any target.
 
 For every matrix [N, K] that it has: `<name>.codes` (four bits: two to a byte), `<name>.scales` and, where the format is
-asymmetric, `<name>.zeros` [N, ceil(K/g)]. Where sizes of channels were moved, `<name>.rows` and `<name>.columns` are the
-factors that the checkpoint's own tensor gets, before it is stored.
+asymmetric, `<name>.zeros` [N, ceil(K/g)]; of GGUF's blocks their bytes alone, `<name>.blocks`. Where sizes of channels were
+moved, `<name>.rows` and `<name>.columns` are the factors that the checkpoint's own tensor gets, before it is stored.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..kernels import groupwise
+from ..kernels import groupwise, kquants
+from ..kernels.rounding import Codes
 from ..targets.contract import (
     AdapterError,
     BundleFile,
@@ -20,12 +21,14 @@ from ..targets.contract import (
     Recipe,
     RecipeError,
     TensorSource,
+    UInt8,
     WeightFormat,
     WeightStore,
 )
 from ..targets.manifest import file_entry
 from .calibration import check_identity, metadata, refusal
 from .folds import folded
+from .quantizers import Found
 from .safetensors import StoredTensor, read_header
 from .safetensors_write import Layout
 
@@ -59,6 +62,11 @@ class Quantized:
                 coded = groupwise.unpack_pairs(coded, self.columns[name])
             offsets = None if zeros is None else zeros.raw_rows(start, stop)
             yield QuantizedRows(start, coded, scales.raw_rows(start, stop), offsets)
+
+    def packed(self, name: str, start: int, stop: int) -> UInt8:
+        """Rows of a matrix as GGUF's blocks."""
+        blocks: UInt8 = self.stored[f"{name}.blocks"].raw_rows(start, stop)
+        return blocks
 
     def folded(self, source: TensorSource) -> TensorSource:
         """A tensor of the checkpoint with its factors."""
@@ -156,6 +164,14 @@ def document(
     }
 
 
+def entries(found: Found, form: WeightFormat) -> dict[str, Any]:
+    """Rows of a matrix as they stand in a file, by the end of their tensors' names."""
+    if not isinstance(found, Codes):
+        return {"blocks": found}
+    held = {"codes": groupwise.pack_pairs(found.codes) if form.bits == 4 else found.codes, "scales": found.scales}
+    return held if form.symmetric else held | {"zeros": found.zeros}
+
+
 def layouts(
     shapes: Mapping[str, tuple[int, ...]],
     formats: Mapping[str, WeightFormat],
@@ -166,6 +182,9 @@ def layouts(
     held: dict[str, Layout] = {}
     for name, form in formats.items():
         rows, columns = shapes[name]
+        if form.is_block:
+            held[f"{name}.blocks"] = Layout("U8", (rows, kquants.row_bytes(form.kind, columns)))
+            continue
         groups = rows, -(-columns // form.group)
         held[f"{name}.codes"] = Layout("U8", (rows, -(-columns // 2) if form.bits == 4 else columns))
         held[f"{name}.scales"] = Layout("F16", groups)

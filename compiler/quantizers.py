@@ -1,4 +1,4 @@
-"""The quantizers by name: how the integers of groupwise formats are found. docs/quality.md compares them.
+"""The quantizers by name: how groupwise integers, and the levels of GGUF's blocks, are found. docs/quality.md compares them.
 
 They are written here: libraries for GPTQ, AWQ and HQQ hold a model whole, and store formats of their own.
 """
@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..kernels import groupwise, rounding
+from ..kernels import groupwise, kquants, rounding
 from ..kernels.rounding import Codes
-from ..targets.contract import Float32, QuantizedRows, Recipe, RecipeError, WeightFormat
+from ..targets.contract import Float32, QuantizedRows, Recipe, RecipeError, UInt8, WeightFormat
+
+Found = Codes | UInt8  # rows of a matrix as groupwise integers, or as the bytes of GGUF's blocks
 
 
 @dataclass(frozen=True)
@@ -135,14 +137,18 @@ def checked(recipe: Recipe, text: str) -> Choice:
 
 
 def _check_meaning(recipe: Recipe, parts: tuple[str, ...], name: str, place: str) -> None:
-    """Refuse a quantizer other than `nearest` for parts without groupwise integers."""
+    """Refuse a quantizer other than `nearest` for parts that store nothing it finds."""
     stored = [form for part in parts for form in _formats(recipe, part)]
-    if name != "nearest" and not any(map(groupwise_integers, stored)):
+    if name == "nearest" or any(finds(name, form) for form in stored):
+        return
+    said = f"quantizer '{name}' has no meaning for {place}recipe '{recipe.name}', which stores "
+    said += f"{', '.join(dict.fromkeys(form.name for form in stored))}: it finds groupwise integers"
+    if any(form.is_block for form in stored):
         raise RecipeError(
-            f"quantizer '{name}' has no meaning for {place}recipe '{recipe.name}', which stores "
-            f"{', '.join(dict.fromkeys(form.name for form in stored))}: it finds groupwise integers "
-            "(those have: int8, int4, int4-asymmetric, int4-g128). K-quants take an importance matrix: --imatrix FILE"
+            f"{said}. GGUF's blocks have ggml's search, weighed with --imatrix FILE, "
+            f"or {', '.join(ON_INPUTS)}: ossicle quantize CHECKPOINT --quantizer gptq --quant {recipe.name} --out FILE"
         )
+    raise RecipeError(f"{said} (those have: int8, int4, int4-asymmetric, int4-g128)")
 
 
 def _formats(recipe: Recipe, part: str) -> list[WeightFormat]:
@@ -158,8 +164,13 @@ def _known(name: str) -> str:
 
 
 def groupwise_integers(form: WeightFormat) -> bool:
-    """Whether a format is one that quantizers find integers for."""
+    """Whether a format is one that every target may hold integers of."""
     return not form.is_float and not form.kind
+
+
+def finds(name: str, form: WeightFormat) -> bool:
+    """Whether a quantizer has something to find in a format: where it sees no inputs, blocks are left to ggml's search."""
+    return groupwise_integers(form) or (form.is_block and QUANTIZERS[name].on_inputs)
 
 
 def without_inputs(name: str) -> str:
@@ -178,6 +189,24 @@ def rows(start: int, values: Float32, form: WeightFormat, quantizer: str, import
     if quantizer == "hqq":
         return stored(start, rounding.half_quadratic(values, form.bits, form.group, form.symmetric), form)
     return stored(start, rounding.least_squares(values, form.bits, form.group, form.symmetric, importance), form)
+
+
+def found(values: Float32, form: WeightFormat, quantizer: str, importance: Float32 | None) -> Found:
+    """Rows of a matrix [N, K] as groupwise integers, or as GGUF's blocks by ggml's search.
+
+    Raises:
+        ValueError: a weight is not finite, or too large for a float16 scale.
+    """
+    if form.is_block:
+        return kquants.quantize(values, form.kind, importance)
+    return codes(rows(0, values, form, quantizer, importance), form)
+
+
+def numbers(found: Found, form: WeightFormat) -> Float32:
+    """What integers or blocks of a format stand for [N, K]."""
+    if isinstance(found, Codes):
+        return rounding.dequantize(found, form.group)
+    return kquants.dequantize(found, form.kind)
 
 
 def stored(start: int, found: Codes, form: WeightFormat) -> QuantizedRows:

@@ -65,12 +65,8 @@ class Rounded:
         if form.is_float:
             return narrowed(self.weights.source(self.name).rows(start, stop), form)
         if form.is_block:
-            return self._blocks(start, stop, form.kind)
+            return kquants.dequantize(self.weights.packed(self.name, start, stop), form.kind)
         return np.concatenate(list(self._integers(start, stop)))
-
-    def _blocks(self, start: int, stop: int, kind: str) -> Float32:
-        values = self.weights.source(self.name).rows(start, stop)
-        return kquants.dequantize(kquants.quantize(values, kind, self.weights.importance(self.name)), kind)
 
     def _palettes(self, start: int, stop: int) -> Float32:
         """Rows of whole tables, cut to those asked for."""

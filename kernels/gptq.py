@@ -45,7 +45,7 @@ class Solver:
         fixed = least_squares(weights, *form, np.ascontiguousarray(np.diagonal(self.hessian)))
         found = solve(weights, order, upper, fixed, *form)
         for _ in range(self.sweeps):
-            found = _scales_moved(weights, self.hessian, _codes_moved(weights, self.hessian, found, *form), self.group)
+            found = _scales_moved(weights, self.hessian, codes_moved(weights, self.hessian, found, *form), self.group)
         return min((fixed, found), key=lambda one: error(weights, self.hessian, one, self.group))
 
     @cached_property
@@ -111,14 +111,14 @@ def solve(
         block = slice(start, min(start + _BLOCK, len(order)))
         scales, zeros = (values[:, places[block]].astype(np.float32) for values in (fixed.scales, fixed.zeros))
         now, errors = np.ascontiguousarray(rest[:, block]), np.empty_like(rest[:, block])
-        coded = np.empty(now.shape, np.uint8)
+        coded = np.ascontiguousarray(fixed.codes[:, order[block]])
         compiled(_solve_block)(now, np.ascontiguousarray(upper[block, block]), scales, zeros, low, top, coded, errors)
         codes[:, order[block]] = coded
         rest[:, block.stop :] -= errors @ upper[block, block.stop :]
     return Codes(codes, fixed.scales, fixed.zeros)
 
 
-def _codes_moved(weights: Float32, hessian: Float32, found: Codes, bits: int, group: int, symmetric: bool) -> Codes:
+def codes_moved(weights: Float32, hessian: Float32, found: Codes, bits: int, group: int, symmetric: bool) -> Codes:
     """Each code moved to where the error is least while the others stay."""
     rest = weights - dequantize(found, group)
     codes = found.codes.copy()
@@ -158,8 +158,9 @@ def _solve_block(rest: Any, upper: Any, scales: Any, zeros: Any, low: int, top: 
     for row in range(rest.shape[0]):
         for column in range(rest.shape[1]):
             scale, zero = scales[row, column], zeros[row, column]
-            code = min(max(np.rint(rest[row, column] / scale) + zero, low), top)
-            codes[row, column] = np.uint8(code)
+            if scale != 0:
+                codes[row, column] = np.uint8(min(max(np.rint(rest[row, column] / scale) + zero, low), top))
+            code = np.float32(codes[row, column])
             lost = (rest[row, column] - (code - zero) * scale) / upper[column, column]
             errors[row, column] = lost
             for later in range(column + 1, rest.shape[1]):
@@ -169,9 +170,9 @@ def _solve_block(rest: Any, upper: Any, scales: Any, zeros: Any, low: int, top: 
 def _move_block(rest: Any, slopes: Any, hessian: Any, scales: Any, low: int, top: int, codes: Any) -> None:
     for row in range(rest.shape[0]):
         for column in range(rest.shape[1]):
-            if hessian[column, column] <= 0:
-                continue
             scale, before = scales[row, column], codes[row, column]
+            if hessian[column, column] <= 0 or scale == 0:
+                continue
             wanted = before + slopes[row, column] / hessian[column, column] / scale
             code = np.uint8(min(max(np.rint(wanted), low), top))
             if code == before:

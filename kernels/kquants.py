@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import kquants_plain, kquants_super
-from .kquants_read import READERS
+from .kquants_read import FORMS
 from .kquants_tile import largest
 
 Float32 = NDArray[np.float32]
@@ -62,7 +62,7 @@ def quantize(weights: Float32, name: str, importance: Float32 | None = None) -> 
     """
     layout = _checked(weights, name, importance)
     rows, columns = weights.shape
-    out = np.zeros((rows, columns // layout.columns * layout.size), np.uint8)
+    out = np.zeros((rows, row_bytes(name, columns)), np.uint8)
     if out.size == 0:
         return out
     values = np.ascontiguousarray(weights, np.float32).reshape(-1)
@@ -86,7 +86,17 @@ def dequantize(data: UInt8, name: str) -> Float32:
     if data.ndim != 2 or data.shape[1] % size:
         raise ValueError(f"{name} needs rows of a multiple of {size} bytes, not the shape {data.shape}")
     blocks = np.ascontiguousarray(data).reshape(-1, size)
-    return READERS[name](blocks).reshape(len(data), data.shape[1] // size * _layout(name).columns)
+    return FORMS[name].numbers(blocks).reshape(len(data), data.shape[1] // size * _layout(name).columns)
+
+
+def row_bytes(name: str, columns: int) -> int:
+    """The bytes of a row of so many columns in the format `name`.
+
+    Raises:
+        ValueError: no such format.
+    """
+    layout = _layout(name)
+    return columns // layout.columns * layout.size
 
 
 def _layout(name: str) -> Layout:

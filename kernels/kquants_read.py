@@ -1,7 +1,11 @@
-"""The numbers that GGUF's blocks stand for, in float32 and in ggml's order of operations. Blocks are bytes [blocks, size]."""
+"""What stands in GGUF's blocks: levels, and the scales and minima that make numbers of them, in ggml's order of operations.
+
+A number is scale * (level - middle) - minimum, in float32. Blocks are bytes [blocks, size].
+Formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
+"""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,78 +14,89 @@ Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 
 
-def plain(blocks: UInt8, bits: int, *, minimum: bool) -> Float32:
-    """Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: a level times the scale, from the middle level on or from a least value."""
-    scale, start = _half(blocks, 0), 4 if minimum else 2
-    if bits == 8:
-        return scale * blocks[:, start:].view(np.int8).astype(np.float32)
-    levels = np.concatenate(_nibbles(blocks[:, -16:]), axis=1)
-    if bits == 5:
-        levels |= np.unpackbits(blocks[:, start : start + 4], axis=1, bitorder="little") << np.uint8(4)
-    if minimum:
-        return scale * levels.astype(np.float32) + _half(blocks, 2)
-    return scale * (levels.astype(np.float32) - np.float32(1 << (bits - 1)))
+@dataclass(frozen=True)
+class Plane:
+    """The bits of a block's levels from bit `shift` on, `bits` of each: bytes [runs, width] from byte `start` on.
+
+    A byte of a run holds a level in each of its fields, the lowest first; the levels of a field are neighbours.
+    """
+
+    start: int
+    runs: int
+    width: int
+    bits: int
+    shift: int = 0
+
+    def read(self, blocks: UInt8) -> UInt8:
+        """These bits of all levels [blocks, levels]."""
+        packed = blocks[:, self._bytes].reshape(len(blocks), self.runs, 1, self.width)
+        fields: UInt8 = (packed >> self._fields & self._mask) << np.uint8(self.shift)
+        return fields.reshape(len(blocks), self._levels)
+
+    def write(self, levels: UInt8, blocks: UInt8) -> None:
+        """Put these bits of all levels [blocks, levels] in their place."""
+        bits = levels >> np.uint8(self.shift) & self._mask
+        fields = bits.reshape(len(blocks), self.runs, len(self._fields), self.width) << self._fields
+        packed = np.bitwise_or.reduce(fields, axis=2)
+        blocks[:, self._bytes] = packed.reshape(len(blocks), self.runs * self.width)
+
+    @property
+    def _levels(self) -> int:
+        return self.runs * self.width * 8 // self.bits
+
+    @property
+    def _bytes(self) -> slice:
+        return slice(self.start, self.start + self.runs * self.width)
+
+    @property
+    def _fields(self) -> UInt8:
+        return np.arange(0, 8, self.bits, dtype=np.uint8)[:, None]
+
+    @property
+    def _mask(self) -> np.uint8:
+        return np.uint8((1 << self.bits) - 1)
 
 
-def affine(blocks: UInt8, bits: int) -> Float32:
-    """Q4_K and Q5_K: levels times a 6-bit scale less a 6-bit minimum, for 32 neighbours."""
-    scales, minima = _sixes(blocks[:, 4:16])
-    levels = _interleaved(_nibbles(blocks[:, -128:].reshape(len(blocks), 4, 32)))
-    if bits == 5:
-        levels |= _planes(blocks[:, 16:48], 8, 1) << np.uint8(4)
-    steps = (_half(blocks, 0) * scales)[:, :, None]
-    floors = (_half(blocks, 2) * minima)[:, :, None]
-    return (steps * levels.astype(np.float32) - floors).reshape(-1, 256)
+@dataclass(frozen=True)
+class Form:
+    """How blocks of a format are read. Scales and minima are [blocks, sub-blocks] of equal size.
 
+    `signed`: levels stand in two's complement, from -middle on.
+    """
 
-def three(blocks: UInt8) -> Float32:
-    """Q3_K: levels -4 .. 3 times a 6-bit scale, for 16 neighbours."""
-    low, high = np.concatenate(_nibbles(blocks[:, 96:104]), axis=1), _planes(blocks[:, 104:108], 4, 2).reshape(-1, 16)
-    scales = _half(blocks, 108) * ((low | high << np.uint8(4)).astype(np.float32) - np.float32(32))
-    levels = _planes(blocks[:, 32:96].reshape(-1, 2, 32), 4, 2).reshape(-1, 256)
-    levels |= _planes(blocks[:, :32], 8, 1).reshape(-1, 256) << np.uint8(2)
-    return _times(scales, levels.astype(np.float32) - np.float32(4))
+    planes: tuple[Plane, ...]
+    middle: int
+    scales: Callable[[UInt8], Float32]
+    minima: Callable[[UInt8], Float32] | None = None
+    signed: bool = False
 
+    def levels(self, blocks: UInt8) -> UInt8:
+        """The levels [blocks, columns], from 0 on."""
+        first, *others = (plane.read(blocks) for plane in self.planes)
+        for other in others:
+            first |= other
+        return first ^ np.uint8(self.middle) if self.signed else first
 
-def six(blocks: UInt8) -> Float32:
-    """Q6_K: levels -32 .. 31 times an 8-bit scale, for 16 neighbours."""
-    scales = _half(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
-    low = np.concatenate(_nibbles(blocks[:, :128].reshape(-1, 2, 64)), axis=2).reshape(-1, 256)
-    levels = low | _planes(blocks[:, 128:192].reshape(-1, 2, 32), 4, 2).reshape(-1, 256) << np.uint8(4)
-    return _times(scales, levels.astype(np.float32) - np.float32(32))
+    def with_levels(self, blocks: UInt8, levels: UInt8) -> UInt8:
+        """These blocks with other levels [blocks, columns], and all else as it is."""
+        changed = blocks.copy()
+        for plane in self.planes:
+            plane.write(levels ^ np.uint8(self.middle) if self.signed else levels, changed)
+        return changed
 
-
-READERS: Mapping[str, Callable[[UInt8], Float32]] = {
-    "Q4_0": lambda blocks: plain(blocks, 4, minimum=False),
-    "Q4_1": lambda blocks: plain(blocks, 4, minimum=True),
-    "Q5_0": lambda blocks: plain(blocks, 5, minimum=False),
-    "Q5_1": lambda blocks: plain(blocks, 5, minimum=True),
-    "Q8_0": lambda blocks: plain(blocks, 8, minimum=False),
-    "Q3_K": three,
-    "Q4_K": lambda blocks: affine(blocks, 4),
-    "Q5_K": lambda blocks: affine(blocks, 5),
-    "Q6_K": six,
-}
+    def numbers(self, blocks: UInt8) -> Float32:
+        """What blocks stand for [blocks, columns]."""
+        scales = self.scales(blocks)
+        centred = self.levels(blocks).astype(np.float32) - np.float32(self.middle)
+        found = scales[:, :, None] * centred.reshape(*scales.shape, centred.shape[1] // scales.shape[1])
+        if self.minima is not None:
+            found -= self.minima(blocks)[:, :, None]
+        return found.reshape(centred.shape)
 
 
 def _half(blocks: UInt8, start: int) -> Float32:
     """The float16 that stands at a byte of each block, [blocks, 1]."""
     return np.ascontiguousarray(blocks[:, start : start + 2]).view(np.float16).astype(np.float32)
-
-
-def _nibbles(packed: UInt8) -> tuple[UInt8, UInt8]:
-    return packed & np.uint8(15), packed >> np.uint8(4)
-
-
-def _interleaved(halves: tuple[UInt8, UInt8]) -> UInt8:
-    """Runs of 32 by turns from two arrays [blocks, 4, 32]: [blocks, 8, 32]."""
-    return np.stack(halves, axis=2).reshape(len(halves[0]), 2 * halves[0].shape[1], 32)
-
-
-def _planes(packed: UInt8, count: int, bits: int) -> UInt8:
-    """Fields [..., count, n] of so many bits, the lowest first, of bytes [..., n]."""
-    shifts = (np.arange(count, dtype=np.uint8) * np.uint8(bits))[:, None]
-    return (packed[..., None, :] >> shifts) & np.uint8((1 << bits) - 1)
 
 
 def _sixes(packed: UInt8) -> tuple[Float32, Float32]:
@@ -93,7 +108,39 @@ def _sixes(packed: UInt8) -> tuple[Float32, Float32]:
     return scales.astype(np.float32), minima.astype(np.float32)
 
 
-def _times(scales: Float32, levels: NDArray[Any]) -> Float32:
-    """Sixteen levels after the other times one of sixteen scales: [blocks, 256]."""
-    numbers: Float32 = scales[:, :, None] * levels.reshape(-1, 16, 16)
-    return numbers.reshape(-1, 256)
+def _affine_scales(blocks: UInt8) -> Float32:
+    return _half(blocks, 0) * _sixes(blocks[:, 4:16])[0]
+
+
+def _affine_minima(blocks: UInt8) -> Float32:
+    return _half(blocks, 2) * _sixes(blocks[:, 4:16])[1]
+
+
+def _three_scales(blocks: UInt8) -> Float32:
+    low, high = Plane(96, 1, 8, 4).read(blocks), Plane(104, 1, 4, 2, 4).read(blocks)
+    return _half(blocks, 108) * ((low | high).astype(np.float32) - np.float32(32))
+
+
+def _six_scales(blocks: UInt8) -> Float32:
+    return _half(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
+
+
+def _first_half(blocks: UInt8) -> Float32:
+    return _half(blocks, 0)
+
+
+def _second_half_negated(blocks: UInt8) -> Float32:
+    return -_half(blocks, 2)
+
+
+FORMS: Mapping[str, Form] = {
+    "Q4_0": Form((Plane(2, 1, 16, 4),), 8, _first_half),
+    "Q4_1": Form((Plane(4, 1, 16, 4),), 0, _first_half, _second_half_negated),
+    "Q5_0": Form((Plane(6, 1, 16, 4), Plane(2, 4, 1, 1, 4)), 16, _first_half),
+    "Q5_1": Form((Plane(8, 1, 16, 4), Plane(4, 4, 1, 1, 4)), 0, _first_half, _second_half_negated),
+    "Q8_0": Form((Plane(2, 1, 32, 8),), 128, _first_half, signed=True),
+    "Q3_K": Form((Plane(32, 2, 32, 2), Plane(0, 1, 32, 1, 2)), 4, _three_scales),
+    "Q4_K": Form((Plane(16, 4, 32, 4),), 0, _affine_scales, _affine_minima),
+    "Q5_K": Form((Plane(48, 4, 32, 4), Plane(16, 1, 32, 1, 4)), 0, _affine_scales, _affine_minima),
+    "Q6_K": Form((Plane(0, 2, 64, 4), Plane(128, 2, 32, 2, 4)), 32, _six_scales),
+}

@@ -29,11 +29,11 @@ _BETA, _GROWTH, _STEPS = 10.0, 1.01, 12  # the reference's, its early stop decid
 class Codes:
     """What stands for weights [N, K] in groups of g: codes [N, K], scales and zero points [N, ceil(K/g)].
 
-    Of a symmetric format every zero point is 2^(bits-1).
+    Of a symmetric format every zero point is 2^(bits-1). Scales of GGUF's blocks are float32, and may be zero or negative.
     """
 
     codes: UInt8
-    scales: Float16
+    scales: NDArray[Any]
     zeros: UInt8
 
 

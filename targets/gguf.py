@@ -15,14 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..kernels import kquants
 from . import gguf_adapter, gguf_blocks, gguf_file, gguf_metadata, gguf_mixes, gguf_names
 from .contract import (
     STAGES,
     Artifact,
     BuildError,
     BundleFile,
-    Float32,
     LowRankUpdate,
     Progress,
     Recipe,
@@ -260,11 +258,13 @@ def _packed_rows(stored: Stored, weights: WeightStore) -> Iterator[tuple[int, UI
     name, kind = stored.canonical, stored.info.type
     form = weights.format(name)
     if form.is_float:
-        yield from _packed(stored, weights.source(name), partial(gguf_blocks.pack_floats, kind=kind))
+        source, columns = weights.source(name), stored.info.shape[-1]
+        yield from _packed(
+            stored, source, lambda *rows: gguf_blocks.pack_floats(source.rows(*rows).reshape(-1, columns), kind)
+        )
         return
     if form.is_block:
-        pack = partial(kquants.quantize, name=form.kind, importance=weights.importance(name))
-        yield from _packed(stored, weights.source(name), pack)
+        yield from _packed(stored, weights.source(name), partial(weights.packed, name))
         return
     for block in weights.quantized(name).blocks():
         if kind is F32:
@@ -273,12 +273,11 @@ def _packed_rows(stored: Stored, weights: WeightStore) -> Iterator[tuple[int, UI
             yield block.start, gguf_blocks.pack_codes(block, kind)
 
 
-def _packed(stored: Stored, source: TensorSource, pack: Callable[[Float32], UInt8]) -> Iterator[tuple[int, UInt8]]:
-    """First row and stored bytes of a tensor that is packed from its own numbers."""
+def _packed(stored: Stored, source: TensorSource, pack: Callable[[int, int], UInt8]) -> Iterator[tuple[int, UInt8]]:
+    """First row and stored bytes of a tensor, a few of its first axis at a time."""
     for start, stop in row_blocks(source.shape):
-        values = source.rows(start, stop)
         try:
-            packed = pack(values.reshape(-1, stored.info.shape[-1]))
+            packed = pack(start, stop)
         except ValueError as reason:
             raise BuildError(
                 f"tensor '{stored.canonical}' cannot be stored as {stored.info.type.name}: rows {start} to {stop}: {reason}. "

@@ -106,8 +106,12 @@ class WeightStore(Protocol):
     def quantized(self, name: str) -> QuantizedTensor:
         """The tensor in its integer format; the same numbers for every target."""
 
-    def importance(self, name: str) -> Float32 | None:
-        """The mean square of what each column of the tensor is multiplied with; None where it was not measured."""
+    def packed(self, name: str, start: int, stop: int) -> UInt8:
+        """Rows [start:stop] of the tensor as bytes of its format, one of GGUF's blocks: [rows, row bytes].
+
+        Raises:
+            ValueError: a number is not finite, or too large for the format.
+        """
 
 
 class LowRankUpdate(Protocol):

@@ -49,15 +49,15 @@ def test_a_grid_has_every_cell_and_says_why_some_cannot_be() -> None:
 
 
 def test_quantizers_are_another_axis_where_there_are_integers() -> None:
-    possible, refused = Plan("x", ("int4", "q4_k_m"), ("gguf",), quantizers=("nearest", "gptq")).grid
+    possible, refused = Plan("x", ("int4", "bf16"), ("gguf",), quantizers=("nearest", "gptq")).grid
     assert [(str(cell), cell.name) for cell in possible] == [
         ("int4 in gguf on llamacpp", "int4.gguf.llamacpp"),
         ("int4+gptq in gguf on llamacpp", "int4+gptq.gguf.llamacpp"),
-        ("q4_k_m in gguf on llamacpp", "q4_k_m.gguf.llamacpp"),
+        ("bf16 in gguf on llamacpp", "bf16.gguf.llamacpp"),
     ]
     assert refused == {}
-    alone = Plan("x", ("int4", "q4_k_m"), ("gguf",), quantizers=("gptq",)).grid[0]
-    assert [cell.build for cell in alone] == ["int4+gptq", "q4_k_m"]
+    alone = Plan("x", ("int4", "bf16", "q4_k_m"), ("gguf",), quantizers=("gptq", "hqq")).grid[0]
+    assert [cell.build for cell in alone] == ["int4+gptq", "int4+hqq", "bf16", "q4_k_m+gptq"]
 
 
 def test_what_is_kept_of_a_cell_comes_back_the_same(tmp_path: Path) -> None:
