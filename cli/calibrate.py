@@ -64,7 +64,7 @@ def quantize(
             help="How they are found: gptq, awq, awq-gptq; or part by part, as in mse,decoder=gptq.",
         ),
     ] = "gptq",
-    quant: Annotated[str, typer.Option("--quant", help="The recipe: int4, int4-g128, int4-asymmetric, int8.")] = "int4",
+    quant: Annotated[str, typer.Option("--quant", help="The recipe: int4, int4-g128, int8, q4_k_m, ...")] = "int4",
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="The recipe.json of a bundle, in place of --quant.")
     ] = None,
