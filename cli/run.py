@@ -27,6 +27,9 @@ Cache = Annotated[
     str, typer.Option("--kv-cache", metavar="TYPE", help="Keys and values in float32, float16, int8 or int4.")
 ]
 Flash = Annotated[bool | None, typer.Option("--flash-attention/--no-flash-attention", help="By default what is exact.")]
+Compute = Annotated[
+    str, typer.Option("--compute", metavar="TYPE", help="float32: llama.cpp widens all weights and rounds nothing.")
+]
 Scales = Annotated[
     list[str] | None,
     typer.Option("--adapter", metavar="NAME[:SCALE]", help="An adapter that the bundle keeps; may be repeated."),
@@ -44,6 +47,7 @@ def run(
     provider: Provider = "cpu",
     kv_cache: Cache = "",
     flash_attention: Flash = None,
+    compute: Compute = "",
     adapter: Scales = None,
     form: Annotated[
         Form, typer.Option("--format", help="Text, subtitles of one recording, or JSON of all of them.")
@@ -67,7 +71,10 @@ def run(
         raise PromptError(
             f"--format {form.value} is of one recording, and {len(files)} were given. Run it for each of them."
         )
-    with opened(bundle, engine, threads, provider, kv_cache, flash_attention, adapter) as session, Bars() as bars:
+    with (
+        opened(bundle, engine, threads, provider, kv_cache, flash_attention, adapter, compute) as session,
+        Bars() as bars,
+    ):
         shown = bars if progress and not sys.stdout.isatty() else None
         work = Transcribing(session, language, timestamps or form.is_subtitles, shown)
         failed = work.document(files) if form is Form.JSON else work.print(files, form)
@@ -104,13 +111,14 @@ def chat(
     provider: Provider = "cpu",
     kv_cache: Cache = "",
     flash_attention: Flash = None,
+    compute: Compute = "",
     adapter: Scales = None,
 ) -> None:
     """Ask about recordings, or anything else; the answer comes as it is made."""
     content = [{"type": "audio", "audio": str(file)} for file in audio or ()]
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
     asked = _answer_settings(json_schema, tools, tool_choice)
-    with opened(bundle, engine, threads, provider, kv_cache, flash_attention, adapter) as session:
+    with opened(bundle, engine, threads, provider, kv_cache, flash_attention, adapter, compute) as session:
         stream = session.stream(messages, max_tokens=max_tokens, temperature=temperature, seed=seed, **asked)
         said = [_show(piece) for piece in stream]
         calls = stream.reply.tool_calls if tools else ()
@@ -157,6 +165,7 @@ def opened(
     kv_cache: str,
     flash_attention: bool | None,
     adapter: Sequence[str] | None,
+    compute: str = "",
 ) -> Any:
     """A session on a bundle, as the options of a command say."""
     import ossicle
@@ -169,6 +178,7 @@ def opened(
         kv_cache=kv_cache,
         flash_attention=flash_attention,
         adapters=scales(adapter or ()),
+        compute=compute,
     )
 
 

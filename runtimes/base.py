@@ -22,7 +22,8 @@ class Options:
     """How an engine is to run; each refuses what it cannot do.
 
     `kv_cache` is what keys and values are kept in: "float32", "float16", "int8", "int4" where the engine has it, "" its exact
-    default. `adapters` are those that a bundle keeps for run time, by name, each with how much of it is added.
+    default. `adapters` are those that a bundle keeps for run time, by name, each with how much of it is added. `compute` is
+    what products are computed in where the engine has a choice: "float32", "" its default.
     """
 
     threads: int = 0  # 0: as many as the machine has cores
@@ -30,6 +31,7 @@ class Options:
     kv_cache: str = ""
     flash_attention: bool | None = None  # None: the engine's exact default
     adapters: Mapping[str, float] = field(default_factory=dict)
+    compute: str = ""
 
 
 @dataclass
@@ -298,6 +300,7 @@ def check_options(
     kv_caches: Sequence[str] = (),
     flash_attention: bool = False,
     adapters: Sequence[str] | None = None,
+    computes: Sequence[str] = (),
 ) -> None:
     """Refuse what an engine is asked for and cannot do; what it can is said here, `adapters` None: none at run time.
 
@@ -311,6 +314,8 @@ def check_options(
         faults.append(f"no kv_cache '{options.kv_cache}' (it has: {', '.join(kv_caches) or 'its own alone'})")
     if options.flash_attention is not None and not flash_attention:
         faults.append("no choice of flash_attention")
+    if options.compute and options.compute not in computes:
+        faults.append(f"no compute '{options.compute}' (it has: {', '.join(computes) or 'what the bundle says alone'})")
     faults += adapter_faults(options.adapters, adapters)
     if faults:
         raise EngineError(f"engine '{engine}' has {'; '.join(faults)}. See what this machine has: ossicle doctor")

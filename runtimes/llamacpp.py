@@ -78,13 +78,21 @@ class LlamaCpp:
         if reason := self.usable():
             raise EngineError(f"engine '{self.name}' cannot be used: {reason}")
         kept = self.kept(manifest)
-        check_options(self.name, options, kv_caches=tuple(CACHE_TYPES), flash_attention=True, adapters=tuple(kept))
+        check_options(
+            self.name,
+            options,
+            kv_caches=tuple(CACHE_TYPES),
+            flash_attention=True,
+            adapters=tuple(kept),
+            computes=("float32",),
+        )
         return Opening(
             path=str(_decoder_file(folder, manifest)),
             threads=options.threads or physical_cores(),
             cache=options.kv_cache or "float32",
             flash_attention=_flash_attention(options),
             adapters=[str(folder / path) for path in kept.values()],
+            widened=options.compute == "float32",
         )
 
     def kept(self, manifest: Manifest) -> dict[str, str]:

@@ -8,7 +8,7 @@ process, so this is only imported in runtimes/llamacpp_worker.py.
 import ctypes
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ class Api:
 class Opening:
     """What a model is opened with: its file, threads, what keys and values are kept in, and files of adapters, none added yet.
 
-    `mmproj` is the file of llama.cpp's own audio path, where that is taken.
+    `mmproj` is the file of llama.cpp's own audio path, where that is taken; `widened`: all weights become float32.
     """
 
     path: str
@@ -184,16 +184,25 @@ class Opening:
     flash_attention: bool = False
     adapters: Sequence[str] = ()
     mmproj: str = ""
+    widened: bool = False
+
+
+Loader = Callable[[Api, str, ModelParams], Any]
+
+
+def load_stored(api: Api, path: str, params: ModelParams) -> Any:
+    """The model of a file as it is stored; None where it is refused."""
+    return api.llama_model_load_from_file(path.encode(), params)
 
 
 class Context:
     """A loaded model and its cache: sequences by number, which all share one row of cells that grows as they do."""
 
-    def __init__(self, api: Api, opening: Opening, room: int) -> None:
+    def __init__(self, api: Api, opening: Opening, room: int, load: Loader = load_stored) -> None:
         self._api, self._opening = api, opening
         params = api.llama_model_default_params()
         params.n_gpu_layers = 0
-        self.model = api.llama_model_load_from_file(opening.path.encode(), params)
+        self.model = load(api, opening.path, params)
         if not self.model:
             raise api.fault(f"'{opening.path}' cannot be loaded")
         # Before the first context is made: it has room in its graphs for as many as the model has by then.

@@ -12,9 +12,10 @@ from typing import IO, Any
 
 from numpy.typing import NDArray
 
-from ..targets.contract import EngineError
-from .llamacpp_api import Api, Context, Opening
+from ..targets.contract import BundleError, EngineError
+from .llamacpp_api import Api, Context, Opening, load_stored
 from .llamacpp_audio import Ear
+from .llamacpp_widened import load_widened
 from .llamacpp_wire import receive, send
 
 Answer = tuple[dict[str, Any], list[NDArray[Any]]]  # what is said, and arrays beside it
@@ -32,7 +33,7 @@ class Worker:
     def open(self, opening: dict[str, Any]) -> Answer:
         """Load a model, and its own audio path where one is named."""
         api, wanted = Api(), Opening(**opening)
-        self._context = Context(api, wanted, ROOM)
+        self._context = Context(api, wanted, ROOM, load_widened if wanted.widened else load_stored)
         said = {"hidden": self._context.hidden, "vocabulary": self._context.vocabulary}
         if wanted.mmproj:
             self._ear = Ear(api, self._context, wanted.mmproj, wanted.threads)
@@ -81,7 +82,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
             return
         try:
             answer, results = actions[message.pop("do")](*message.values(), *arrays)
-        except (EngineError, MemoryError) as reason:
+        except (EngineError, BundleError, MemoryError) as reason:
             answer, results = {"error": str(reason) or type(reason).__name__}, []
         send(answers, answer, results)
 

@@ -29,6 +29,7 @@ def load(
     kv_cache: str = "",
     flash_attention: bool | None = None,
     adapters: Mapping[str, float] | None = None,
+    compute: str = "",
     context: int | None = None,
     measure: bool | None = None,
     prefixes: int = MEMORY,
@@ -48,6 +49,7 @@ def load(
         kv_cache: what keys and values are kept in: "float32", "float16", "int8" or "int4"; "" is the engine's exact default.
         flash_attention: None is the engine's exact default.
         adapters: those that the bundle keeps for run time, by name, and how much of each is added: 1.0 as it was trained.
+        compute: "float32" has llama.cpp widen all weights as it loads them and round nothing; "" is the engine's default.
         context: tokens that a prompt and its answer may take; by default the model's, with memory reckoned for fewer.
         measure: whether to measure where it was not done before; None: unless OSSICLE_MEASURE is 0.
         prefixes: bytes of keys and values kept of earlier prompts, for those that begin as they did; 0: none.
@@ -70,7 +72,7 @@ def load(
     _check_adapters(folder, manifest, adapters or {})
     wanted = Wanted(context or CONTEXT, kv_cache, allow_failed)
     choices = consider(manifest, engine, provider, wanted)
-    options = Options(threads, provider, kv_cache, flash_attention, dict(adapters or {}))
+    options = Options(threads, provider, kv_cache, flash_attention, dict(adapters or {}), compute)
     ranked = _ranked(folder, choices, options, measure, allow_failed)
     tokenizer = Tokenizer(folder / TOKENIZER)
     return Session(manifest, tokenizer, _opened(folder, choices, ranked, options, prefixes), context)

@@ -231,15 +231,15 @@ def test_files_of_an_answer_that_cannot_be_used_are_named(options, reason):
 def test_how_the_engine_runs_is_handed_on(session, command):
     assert invoke(*command).exit_code == 0
     plain = {"engine": "auto", "threads": 0, "provider": "cpu", "kv_cache": "", "flash_attention": None}
-    assert session.opened == plain | {"adapters": {}}
+    assert session.opened == plain | {"adapters": {}, "compute": ""}
     chosen = ("--engine", "llamacpp", "--threads", 2, "--provider", "cpu", "--kv-cache", "int8", "--flash-attention")
     invoke(*command, *chosen, "--adapter", "legal:0.5", "--adapter", "polite")
     assert session.opened == {
         "engine": "llamacpp", "threads": 2, "provider": "cpu", "kv_cache": "int8", "flash_attention": True,
-        "adapters": {"legal": 0.5, "polite": 1.0},
+        "adapters": {"legal": 0.5, "polite": 1.0}, "compute": "",
     }  # fmt: skip
-    invoke(*command, "--no-flash-attention")
-    assert session.opened["flash_attention"] is False
+    invoke(*command, "--no-flash-attention", "--compute", "float32")
+    assert (session.opened["flash_attention"], session.opened["compute"]) == (False, "float32")
 
 
 @pytest.mark.usefixtures("session")
