@@ -16,7 +16,7 @@ from ..targets.manifest import Manifest, RuntimeAdapter
 from ..targets.recipes import RECIPES
 from ..targets.recipes import recipe as named_recipe
 from ..targets.tensorrt_engine import Engines
-from . import bits, quantizers, recipe_file, report
+from . import bits, engine_room, quantizers, recipe_file, report
 from . import runtime_adapters as beside
 from . import speech as recordings
 from . import verify as verification
@@ -107,6 +107,8 @@ def build(
     if kept and "onnx" in targets:
         options["onnx"] = {"adapted": beside.changed(kept)}  # its graph has inputs for what is added as it runs
         registry.target("onnx", **options["onnx"]).check(chosen)
+    if "tensorrt" in assigned:
+        engine_room.check(opened, chosen, assigned["tensorrt"], engines)
     if verify:
         verification.check_possible(opened, speech)
     inputs = _inputs(opened, chosen, assigned, kept) | {

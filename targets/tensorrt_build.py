@@ -44,6 +44,7 @@ def build(request: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 2),
         "peak_memory": peak_memory(),
         "warnings": sorted(set(messages.said)),
+        "timing_cache": cache.name if cache else "",
     }
 
 

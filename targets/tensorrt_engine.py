@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import manifest as manifests
-from . import memory
+from . import tensorrt_room
 from .contract import Artifact, BuildError, BundleFile, Port, Progress
 from .manifest import Manifest, file_entry
+from .tensorrt_room import Load
 
 SUFFIX = ".engine"
 LOGITS = 64  # most positions that a run gives logits of: room is made for all of them
 CACHE = "OSSICLE_TENSORRT_CACHE"  # names a folder for classic TensorRT's timing caches
-
-# What a build of a decoder held at most: so much, and so many times its weights, integers and floats (docs/tensorrt.md).
-_BASE, _TIMES_INTEGERS, _TIMES_FLOATS = 400_000_000, 4.0, 3.2
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ PACKAGES: Mapping[str, Package] = {
     "trt": Package("tensorrt", "tensorrt", "pip install tensorrt"),
 }
 KINDS = ("auto", *PACKAGES, "none")
+_OF_ENGINES = ("no_engine", "built_by", "compute_capability", "timing_cache")  # requirements that an engine decides
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ class EngineFacts:
     seconds: float
     peak_memory: int  # bytes
     warnings: tuple[str, ...]
+    timing_cache: str = ""  # of classic TensorRT: the file's name in the folder of timings; "" where none was kept
 
 
 def check(engines: Engines) -> None:
@@ -101,28 +101,22 @@ def check(engines: Engines) -> None:
         raise BuildError(f"engines for target 'tensorrt' cannot be built: {'; '.join(faults)}")
 
 
-def needed(artifact: Artifact) -> int:
-    """Bytes of memory that building the engine of an artifact's graph takes."""
-    return _BASE + int((_TIMES_INTEGERS if _packed(artifact) else _TIMES_FLOATS) * artifact.memory.weights)
+def buildable(engines: Engines) -> bool:
+    """Whether engines are asked for, and what builds them is installed."""
+    return engines.kind != "none" and find_spec(_package(engines).module) is not None
 
 
 def refusal(engines: Engines, artifact: Artifact) -> str | None:
     """Why no engine of an artifact's graph is built here, with the command that builds one elsewhere; None where one is."""
     if engines.kind == "none":
         return "none was asked for. Build it on the device with: ossicle engine BUNDLE"
-    package = PACKAGES["rtx" if engines.kind == "auto" else engines.kind]
+    package = _package(engines)
     if find_spec(package.module) is None:
         return (
             f"package {package.name} is not installed. Install it with: {package.install}, then: ossicle engine BUNDLE"
         )
-    free = memory.available()
-    if free is not None and needed(artifact) > free:
-        return (
-            f"building the engine of '{artifact.stage}' takes about {needed(artifact) / 1e9:.1f} GB of memory for its "
-            f"{artifact.memory.weights / 1e9:.1f} GB of weights, and {free / 1e9:.1f} GB are free here. "
-            "Build it on a machine that has them with: ossicle engine BUNDLE"
-        )
-    return None
+    reason = tensorrt_room.refusal(artifact.stage, Load(artifact.memory.weights, packed(artifact.precision)))
+    return f"{reason}. Build it on a machine that has them with: ossicle engine BUNDLE" if reason else None
 
 
 def build(artifact: Artifact, engines: Engines, folder: Path, progress: Progress) -> Artifact:
@@ -144,7 +138,7 @@ def build(artifact: Artifact, engines: Engines, folder: Path, progress: Progress
     described = path.with_name(f"{path.name}.json")
     described.write_text(json.dumps(asdict(facts), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     files = (*bare.files, *(file_entry(folder, one) for one in (path, described)))
-    return replace(bare, files=files, requirements={**bare.requirements, **_limits(engines)})
+    return replace(bare, files=files, requirements={**bare.requirements, **_limits(engines), **_compatibility(facts)})
 
 
 def add(folder: Path, engines: Engines, progress: Progress) -> Manifest:
@@ -195,11 +189,16 @@ def graph_file(artifact: Artifact) -> BundleFile:
     return next(file for file in artifact.files if file.path.endswith(".onnx"))
 
 
+def packed(precision: str) -> bool:
+    """Whether a stage's weights are integers."""
+    return precision.startswith("int")
+
+
 def profiles(artifact: Artifact, engines: Engines) -> list[dict[str, list[list[int]]]]:
     """For each way in which a stage is run, the least, usual and greatest shape of every input; of a number, its values."""
     return [
         {port.name: [_shape(port, sizes, index) for index in range(3)] for port in artifact.inputs}
-        for sizes in _sizes(artifact.stage, engines, packed=_packed(artifact))
+        for sizes in _sizes(artifact.stage, engines, packed=packed(artifact.precision))
     ]
 
 
@@ -231,10 +230,6 @@ def _sizes(stage: str, engines: Engines, *, packed: bool) -> list[dict[str, tupl
     return [step, prompt]
 
 
-def _packed(artifact: Artifact) -> bool:
-    return artifact.precision.startswith("int")
-
-
 def _shape(port: Port, sizes: Mapping[str, tuple[int, int, int]], index: int) -> list[int]:
     if not port.shape:
         return [sizes[port.name][index]]
@@ -245,9 +240,22 @@ def _limits(engines: Engines) -> dict[str, str]:
     return {"prompt": str(engines.piece), "batch": str(engines.batch)}
 
 
+def _compatibility(facts: EngineFacts) -> dict[str, str]:
+    """What an engine runs with, and the file of timings that it was built by, for the manifest."""
+    return {
+        "built_by": f"{PACKAGES[facts.kind].name} {facts.version}",
+        "compute_capability": ", ".join(map(str, facts.compute_capabilities)) or "80 and newer",
+        **({"timing_cache": facts.timing_cache} if facts.timing_cache else {}),
+    }
+
+
+def _package(engines: Engines) -> Package:
+    return PACKAGES["rtx" if engines.kind == "auto" else engines.kind]
+
+
 def _without_engine(artifact: Artifact) -> Artifact:
     files = tuple(file for file in artifact.files if SUFFIX not in Path(file.path).name)
-    requirements = {name: value for name, value in artifact.requirements.items() if name != "no_engine"}
+    requirements = {name: value for name, value in artifact.requirements.items() if name not in _OF_ENGINES}
     return replace(artifact, files=files, requirements=requirements)
 
 

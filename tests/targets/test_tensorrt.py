@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from ossicle.compiler import engine_room, pipeline
+from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.compiler.pipeline import Silent, build
 from ossicle.runtimes.tensorrt_decoder import Decoder, Limits
 from ossicle.runtimes.tensorrt_same_graph import SameGraph
@@ -197,13 +200,47 @@ def test_without_memory_graphs_are_written_and_an_engine_that_was_asked_for_is_r
     large = replace(artifact, memory=replace(artifact.memory, weights=13_000_000_000))
     monkeypatch.setattr(tensorrt_engine, "find_spec", lambda name: name)
     monkeypatch.setattr(memory, "available", lambda: 21_000_000_000)
-    needed = f"{tensorrt_engine.needed(large) / 1e9:.1f} GB of memory for its 13.0 GB of weights, and 21.0 GB are"
+    needed = "52.4 GB of memory for its 13.0 GB of weights, and 21.0 GB are"
     kept = tensorrt_engine.build(large, Engines(), tmp_path, Silent())
     assert needed in kept.requirements["no_engine"]
     assert "ossicle engine BUNDLE" in kept.requirements["no_engine"]
     assert kept.files == artifact.files
     with pytest.raises(BuildError, match=needed):
         tensorrt_engine.build(large, Engines("rtx"), tmp_path, Silent())
+
+
+def test_engines_without_memory_are_refused_with_every_number_before_anything_is_built(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_engine, "find_spec", lambda name: name)
+    monkeypatch.setattr(memory, "available", lambda: 300_000_000)
+    monkeypatch.setattr(pipeline, "trace", pytest.fail)
+    with pytest.raises(BuildError) as refused:
+        build(checkpoint, tmp_path / "out", targets=("tensorrt",), recipe="int4", engines=Engines("rtx"), verify=False)
+    for stage in ("audio_encoder", "embed_tokens", "decoder"):
+        assert f"engine of '{stage}' takes about 0.4 GB" in str(refused.value)
+    assert "0.3 GB are free here" in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("free", "said"),
+    [
+        (300_000_000, "building the engine of 'decoder' takes about 0.4 GB of memory .*: it will be left out"),
+        (9_000_000_000, "building TensorRT's engines takes about 0.4 GB of memory, and 9.0 GB are free"),
+    ],
+)
+def test_whether_there_is_memory_for_engines_is_said_before_a_build(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int, said: str
+) -> None:
+    monkeypatch.setattr(tensorrt_engine, "find_spec", lambda name: name)
+    monkeypatch.setattr(memory, "available", lambda: free)
+    caplog.set_level("INFO", "ossicle")
+    engine_room.check(open_checkpoint(checkpoint), RECIPES["int4"], ("decoder",), None)
+    assert re.search(said, caplog.text)
+    caplog.clear()
+    engine_room.check(open_checkpoint(checkpoint), RECIPES["int4"], ("decoder",), Engines("none"))
+    assert not caplog.text
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +268,8 @@ class TestEngines:
             assert facts.seconds > 0
             assert facts.peak_memory > facts.size
             assert "no_engine" not in artifact.requirements
+            assert artifact.requirements["built_by"] == f"tensorrt-rtx {facts.version}"
+            assert artifact.requirements["compute_capability"] == "86, 89"
 
     def test_integers_have_one_profile_for_steps_and_prompts(self, built: Path) -> None:
         facts = tensorrt_engine.facts(built, decoder(built))
@@ -303,3 +342,7 @@ def test_classic_tensorrt_builds_for_the_gpu_of_this_machine(
         assert len(told["profiles"]) == 1
         assert told["timings"] == "x" * (number - 1)
         assert (tmp_path / "timings" / "tensorrt-11.0.0-sm90.cache").read_bytes() == b"x" * number
+        wanted = {"built_by": "tensorrt 11.0.0", "compute_capability": "90"}
+        assert wanted | {"timing_cache": "tensorrt-11.0.0-sm90.cache"} == {
+            name: made.requirements[name] for name in (*wanted, "timing_cache")
+        }
