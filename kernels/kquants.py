@@ -1,4 +1,4 @@
-"""GGUF's blocks: a matrix [N, K] as the bytes of Q3_K, Q4_K, Q5_K, Q6_K, and of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
+"""GGUF's blocks: a matrix [N, K] as the bytes of Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, and of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
 
 The bytes are those of `ggml_quantize_chunk`, with and without an importance matrix, because every sum runs in ggml's order,
 in float32, one value of a block after the other. What runs side by side is blocks: 32 of them stand transposed in one tile,
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import kquants_plain, kquants_super
+from . import kquants_plain, kquants_super, kquants_two
 from .kquants_read import FORMS
 from .kquants_tile import largest
 
@@ -42,6 +42,7 @@ LAYOUTS = {
     "Q5_0": Layout(32, 22, 5, (0,)),
     "Q5_1": Layout(32, 24, 5, (0, 2)),
     "Q8_0": Layout(32, 34, 8, (0,)),
+    "Q2_K": Layout(256, 84, 2, (80, 82)),
     "Q3_K": Layout(256, 110, 3, (108,)),
     "Q4_K": Layout(256, 144, 4, (0, 2)),
     "Q5_K": Layout(256, 176, 5, (0, 2)),
@@ -135,6 +136,8 @@ def _refuse_infinite_scales(out: UInt8, layout: Layout, name: str) -> None:
 
 def _kind(name: str, important: bool) -> str:
     """The kernel for a format."""
+    if name == "Q2_K":
+        return "two"
     if name.endswith("_K"):
         return "affine" if name in ("Q4_K", "Q5_K") else "symmetric"
     if name == "Q8_0" or not important:
@@ -165,6 +168,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 _KERNELS: dict[str, Callable[..., Any]] = {
     "affine": kquants_super.quantize_affine,
     "symmetric": kquants_super.quantize_symmetric,
+    "two": kquants_two.quantize_two,
     "plain": kquants_plain.quantize_plain,
     "plain_affine": kquants_plain.quantize_plain_affine,
     "weighted": kquants_plain.quantize_weighted,

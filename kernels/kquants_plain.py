@@ -13,6 +13,7 @@ from .kquants_tile import (
     ROWS,
     SCALE,
     f32,
+    level_near,
     load,
     load_importance,
     load_row_power,
@@ -99,15 +100,14 @@ def quantize_weighted_affine(values: Any, bits: Any, out: Any, importance: Any, 
         load(values, start, lanes, 32, tile)
         load_importance(importance, start, lanes, 32, columns, tile)
         weigh_damped(32, tile, state)
-        fit_affine(32, top, f32(-0.9), f32(0.05), 36, tile, state)
+        fit_affine(32, top, f32(-0.9), f32(0.05), 36, False, tile, state)
         for lane in range(lanes):
             at, inverse = (start // 32 + lane) * size, state[CHOSEN * LANES + lane]
             block, low = out[at : at + size], state[CHOSEN_LOW * LANES + lane]
             store_half(state[SCALE * LANES + lane], block, 0)
             store_half(state[LOW * LANES + lane], block, 2)
             for position in range(32):
-                level = nearest(inverse * (tile[position * LANES + lane] - low))
-                levels[position] = min(np.int64(top), max(0, level))
+                levels[position] = level_near(inverse * (tile[position * LANES + lane] - low), top)
             _pack_plain(levels, bits, block, 4)
 
 

@@ -108,6 +108,14 @@ def _sixes(packed: UInt8) -> tuple[Float32, Float32]:
     return scales.astype(np.float32), minima.astype(np.float32)
 
 
+def _two_scales(blocks: UInt8) -> Float32:
+    return _half(blocks, 80) * (blocks[:, :16] & np.uint8(15)).astype(np.float32)
+
+
+def _two_minima(blocks: UInt8) -> Float32:
+    return _half(blocks, 82) * (blocks[:, :16] >> np.uint8(4)).astype(np.float32)
+
+
 def _affine_scales(blocks: UInt8) -> Float32:
     return _half(blocks, 0) * _sixes(blocks[:, 4:16])[0]
 
@@ -139,6 +147,7 @@ FORMS: Mapping[str, Form] = {
     "Q5_0": Form((Plane(6, 1, 16, 4), Plane(2, 4, 1, 1, 4)), 16, _first_half),
     "Q5_1": Form((Plane(8, 1, 16, 4), Plane(4, 4, 1, 1, 4)), 0, _first_half, _second_half_negated),
     "Q8_0": Form((Plane(2, 1, 32, 8),), 128, _first_half, signed=True),
+    "Q2_K": Form((Plane(16, 2, 32, 2),), 0, _two_scales, _two_minima),
     "Q3_K": Form((Plane(32, 2, 32, 2), Plane(0, 1, 32, 1, 2)), 4, _three_scales),
     "Q4_K": Form((Plane(16, 4, 32, 4),), 0, _affine_scales, _affine_minima),
     "Q5_K": Form((Plane(48, 4, 32, 4), Plane(16, 1, 32, 1, 4)), 0, _affine_scales, _affine_minima),

@@ -37,28 +37,32 @@ from .kquants_tile import (
 STRIP = 16
 
 
-def fit_affine(size: Any, top: Any, first: Any, step: Any, steps: Any, tile: Any, state: Any) -> None:
+def fit_affine(size: Any, top: Any, first: Any, step: Any, steps: Any, absolute: Any, tile: Any, state: Any) -> None:
     """Scale and least value of every lane such that level * scale + least is near x, by weighted least squares.
 
-    The least value ends up in LOW; every improvement of it is where the next try starts from. The levels 0 .. top of the
-    winner are those of x - CHOSEN_LOW times CHOSEN.
+    Of all tries that of the least weighted error wins: a sum of absolute differences or of their squares. The least value
+    ends up in LOW; every improvement of it is where the next try starts from. The levels 0 .. top of the winner are those of
+    x - CHOSEN_LOW times CHOSEN.
     """
     _start_affine(size, tile, state)
     for index in range(-1, steps + 1):
-        _try_affine(top if index < 0 else first + step * f32(index) + top, state)
+        _try_affine(index < 0, top if index < 0 else first + step * f32(index) + top, state)
         _levels_affine(size, top, tile, state)
         if index >= 0:
             _solve_affine(state)
-        _error_affine(size, top, tile, state)
+        if absolute:
+            _absolute_error_affine(size, top, tile, state)
+        else:
+            _error_affine(size, top, tile, state)
         _keep_better_affine(index < 0, state)
 
 
-def _try_affine(shift: Any, state: Any) -> None:
+def _try_affine(first: Any, shift: Any, state: Any) -> None:
     for lane in range(LANES):
         low, high = state[LOW * LANES + lane], state[SPAN * LANES + lane]
         inverse = shift / (high - low)
-        # ggml rounds infinity times anything to level 0
-        state[INVERSE * LANES + lane] = inverse if inverse <= LARGEST else f32(0)
+        # of the first levels ggml makes 0 where the inverse is infinite
+        state[INVERSE * LANES + lane] = inverse if not first or inverse <= LARGEST else f32(0)
         state[TRY * LANES + lane] = f32(1) / inverse
         state[TRY_MIN * LANES + lane] = low
 
@@ -113,8 +117,8 @@ def _levels_affine(size: Any, top: Any, tile: Any, state: Any) -> None:
             for position in range(first, first + STRIP):
                 value, weight = tile[position * LANES + lane], tile[(W + position) * LANES + lane]
                 level = inverse * (value - low) + SHIFT - SHIFT
-                level = level if level < top else top
                 level = level if level > f32(0) else f32(0)
+                level = level if level < top else top
                 levels += weight * level
                 squares += weight * level * level
                 products += weight * level * value
@@ -150,10 +154,28 @@ def _error_affine(size: Any, top: Any, tile: Any, state: Any) -> None:
             for position in range(first, first + STRIP):
                 value = tile[position * LANES + lane]
                 level = inverse * (value - low) + SHIFT - SHIFT
-                level = level if level < top else top
                 level = level if level > f32(0) else f32(0)
+                level = level if level < top else top
                 off = scale * level + least - value
                 error += tile[(W + position) * LANES + lane] * (off * off)
+            state[ERROR * LANES + lane] = error
+
+
+def _absolute_error_affine(size: Any, top: Any, tile: Any, state: Any) -> None:
+    for first in range(0, size, STRIP):
+        for lane in range(LANES):
+            low, inverse = state[LOW * LANES + lane], state[INVERSE * LANES + lane]
+            scale, least = state[TRY * LANES + lane], state[TRY_MIN * LANES + lane]
+            error = state[ERROR * LANES + lane]
+            if first == 0:
+                error = f32(0)
+            for position in range(first, first + STRIP):
+                value = tile[position * LANES + lane]
+                level = inverse * (value - low) + SHIFT - SHIFT
+                level = level if level > f32(0) else f32(0)
+                level = level if level < top else top
+                off = scale * level + least - value
+                error += tile[(W + position) * LANES + lane] * np.abs(off)
             state[ERROR * LANES + lane] = error
 
 
@@ -285,7 +307,7 @@ def fit_positive(values: Any, weights: Any, top: Any, levels: Any) -> Any:
     products, squares = f32(0), f32(0)
     for index in range(values.size):
         level = min(nearest(inverse * values[index]), np.int64(top))
-        levels[index] = level
+        levels[index] = level & 255
         products += weights[index] * values[index] * f32(level)
         squares += weights[index] * f32(level) * f32(level)
     for _ in range(5):
@@ -297,7 +319,7 @@ def fit_positive(values: Any, weights: Any, top: Any, levels: Any) -> Any:
                 others += weight * value * f32(wanted)
                 other_squares += weight * f32(wanted) * f32(wanted)
                 if wanted != levels[index] and others * others * squares > products * products * other_squares:
-                    levels[index], products, squares = wanted, others, other_squares
+                    levels[index], products, squares = wanted & 255, others, other_squares
     return products / squares if squares > f32(0) else f32(0)
 
 
@@ -311,7 +333,7 @@ def _inverse_of_positive(values: Any, weights: Any, top: Any, largest: Any) -> A
         scale, error = f32(1) / inverse, f32(0)
         for position in range(values.size):
             level = nearest(inverse * values[position])
-            level = level if index == -5 else min(level, np.int64(top))
+            level = level & 255 if index == -5 else min(level, np.int64(top))
             off = values[position] - scale * f32(level)
             error += weights[position] * off * off
         if index == -5 or error < least:

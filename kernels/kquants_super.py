@@ -16,10 +16,12 @@ from .kquants_tile import (
     SHIFT,
     SPAN,
     SUM_W,
+    TAME,
     B,
     W,
     f32,
     from_half,
+    level_near,
     load,
     load_importance,
     load_power,
@@ -29,8 +31,6 @@ from .kquants_tile import (
     weigh_near,
     weigh_square,
 )  # fmt: skip
-
-TAME = f32(2.0**20)  # quotients below it are rounded by SHIFT as by `nearest`
 
 
 def quantize_affine(values: Any, bits: Any, out: Any, importance: Any, columns: Any) -> None:
@@ -46,21 +46,21 @@ def quantize_affine(values: Any, bits: Any, out: Any, importance: Any, columns: 
             load_power(values, start, lanes, 8, 32, state)
             weigh_damped(32, tile, state)
             sums = state[SUM_W * LANES : SUM_W * LANES + LANES].copy()
-            fit_affine(32, top, f32(-0.9), f32(0.05), 36, tile, state)
+            fit_affine(32, top, f32(-0.9), f32(0.05), 36, False, tile, state)
         else:
             weigh_near(32, tile, state)
             sums = state[:0]
             first = f32(-1) if bits == 4 else f32(-0.5)
-            fit_affine(32, top, first, f32(0.1), 20 if bits == 4 else 15, tile, state)
+            fit_affine(32, top, first, f32(0.1), 20 if bits == 4 else 15, False, tile, state)
         for lane in range(0, lanes, 8):
             at = (start // 32 + lane) // 8 * size
             block = out[at : at + size]
-            _sixes(lane, sums, state, six, block)
+            _sixes(lane, bits, sums, state, six, block)
             _level_affine(values, start + lane * 32, lane, top, six, block, state, levels)
-            _pack_affine(levels, six, bits, block)
+            _pack_affine(levels, bits, block)
 
 
-def _sixes(lane: Any, sums: Any, state: Any, six: Any, block: Any) -> None:
+def _sixes(lane: Any, bits: Any, sums: Any, state: Any, six: Any, block: Any) -> None:
     """The 6-bit scales and minima of a super-block, and their float16 units into its bytes."""
     scales = state[SCALE * LANES + lane : SCALE * LANES + lane + 8]
     minima = -state[LOW * LANES + lane : LOW * LANES + lane + 8]
@@ -68,6 +68,9 @@ def _sixes(lane: Any, sums: Any, state: Any, six: Any, block: Any) -> None:
         weights = sums[lane : lane + 8]
         store_half(fit_positive(scales, weights, f32(63), six[:8]), block, 0)
         store_half(fit_positive(minima, weights, f32(63), six[8:]), block, 2)
+        if bits == 5:
+            six[:] = np.minimum(six, 63)
+        _pack_sixes(six, block)
         return
     for group in range(2):
         numbers, largest = (minima if group else scales), f32(0)
@@ -77,6 +80,19 @@ def _sixes(lane: Any, sums: Any, state: Any, six: Any, block: Any) -> None:
         for index in range(8):
             six[8 * group + index] = min(63, nearest(inverse * numbers[index]) & 255)
         store_half(largest / f32(63), block, 2 * group)
+    _pack_sixes(six, block)
+
+
+def _pack_sixes(six: Any, block: Any) -> None:
+    """Scales and minima into a block's bytes, and back: a negative one, as of weights of 0, is not what was put in."""
+    for index in range(4):
+        block[4 + index] = six[index] | six[4 + index] >> 4 << 6
+        block[8 + index] = six[8 + index] | six[12 + index] >> 4 << 6
+        block[12 + index] = six[4 + index] & 15 | (six[12 + index] & 15) << 4
+    for index in range(4):
+        six[index], six[8 + index] = block[4 + index] & 63, block[8 + index] & 63
+        six[4 + index] = block[12 + index] & 15 | block[4 + index] >> 6 << 4
+        six[12 + index] = block[12 + index] >> 4 | block[8 + index] >> 6 << 4
 
 
 def _level_affine(values: Any, start: Any, lane: Any, top: Any, six: Any, block: Any, state: Any, levels: Any) -> None:
@@ -87,15 +103,13 @@ def _level_affine(values: Any, start: Any, lane: Any, top: Any, six: Any, block:
         low, inverse = state[CHOSEN_LOW * LANES + lane + index], state[CHOSEN * LANES + lane + index]
         for position in range(32 * index, 32 * index + 32):
             value = values[start + position]
-            level = (value + least) / scale if scale != f32(0) else inverse * (value - low)
-            levels[position] = min(np.int64(top), max(0, nearest(level)))
+            if scale != f32(0):
+                levels[position] = min(np.int64(top), max(0, nearest((value + least) / scale)))
+            else:
+                levels[position] = level_near(inverse * (value - low), top)
 
 
-def _pack_affine(levels: Any, six: Any, bits: Any, block: Any) -> None:
-    for index in range(4):
-        block[4 + index] = six[index] | six[4 + index] >> 4 << 6
-        block[8 + index] = six[8 + index] | six[12 + index] >> 4 << 6
-        block[12 + index] = six[4 + index] & 15 | (six[12 + index] & 15) << 4
+def _pack_affine(levels: Any, bits: Any, block: Any) -> None:
     low = 16
     if bits == 5:
         low = 48

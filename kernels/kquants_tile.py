@@ -18,6 +18,7 @@ LOW, SPAN, SUM_W, SUM_X, LEAST, SCALE, CHOSEN_LOW, CHOSEN = 0, 1, 2, 3, 4, 5, 6,
 INVERSE, SUM_L, SUM_LL, SUM_XL, TRY, TRY_MIN, ERROR, POWER = 8, 9, 10, 11, 12, 13, 14, 15
 ROWS = 16
 SHIFT = np.float32(12582912.0)  # 1.5 * 2^23: added and taken off again, it rounds half to even
+TAME = np.float32(2.0**20)  # numbers below it are rounded by SHIFT as by `nearest`
 NOTHING = np.float32(1e-15)  # a block of smaller values is a block of zeros
 LARGEST = np.float32(3.4028234663852886e38)
 
@@ -34,6 +35,12 @@ def largest(bits: Any) -> Any:
 def nearest(value: Any) -> Any:
     """ggml's rounding, its answers to what is out of range or not a number included."""
     return (np.int64(np.float32(value + SHIFT).view(np.int32)) & 0x7FFFFF) - 0x400000
+
+
+def level_near(value: Any, top: Any) -> Any:
+    """The level 0 .. top nearest to a number as a search rounds it: 0 for what is none."""
+    value = value if value > f32(0) else f32(0)
+    return nearest(value if value < top else top)
 
 
 def truncated(value: Any) -> Any:
@@ -149,3 +156,10 @@ def weigh_square(size: Any, tile: Any) -> None:
         row = position * LANES
         for lane in range(LANES):
             tile[row + W * LANES + lane] = tile[row + lane] * tile[row + lane]
+
+
+def weigh_size(size: Any, tile: Any) -> None:
+    for position in range(size):
+        row = position * LANES
+        for lane in range(LANES):
+            tile[row + W * LANES + lane] = np.abs(tile[row + lane])

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from ossicle.kernels.kquants import LAYOUTS, dequantize, quantize
 
-GGML_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
+GGML_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8}
+GGML_TYPES |= {"Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
 ROWS, COLUMNS = 7, 768
 
 
@@ -67,11 +68,20 @@ def distributions():
     }
 
 
-@pytest.mark.parametrize("important", [False, True], ids=["plain", "imatrix"])
+def importances(kind):
+    random = np.random.default_rng(2)
+    importance = random.exponential(size=COLUMNS)
+    if kind == "of many sizes":
+        importance = 10.0 ** random.uniform(-12, 4, COLUMNS)
+    if kind == "mostly zero":  # and of whole sub-blocks
+        importance *= random.random(COLUMNS) < 0.05
+    return None if kind == "none" else importance.astype(np.float32)
+
+
+@pytest.mark.parametrize("important", ["none", "usual", "of many sizes", "mostly zero"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_bytes_are_those_of_ggml(ggml, name, important):
-    importance = np.random.default_rng(2).exponential(size=COLUMNS).astype(np.float32) if important else None
-    different = {}
+    importance, different = importances(important), {}
     for kind, values in distributions().items():
         weights = np.ascontiguousarray(values, np.float32)
         ours, theirs = quantize(weights, name, importance), ggml(weights, name, importance)
