@@ -8,23 +8,8 @@ import typer
 from ..targets.tensorrt_engine import Engines
 from .common import Bundle, Json, app, complain, file_size, guarded, needs_build_extra, print_json
 from .engines import Batch, Capabilities, Context, Kind, Prompt, documents, engines
+from .options import Adapters, CheckpointName, Imatrix, Quantized, RuntimeAdapters, Speech, kept_apart, listed, merged
 
-Adapters = Annotated[
-    list[str] | None,
-    typer.Option("--adapter", metavar="PATH[:WEIGHT]", help="A LoRA adapter in PEFT format to merge; may be repeated."),
-]
-RuntimeAdapters = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--runtime-adapter",
-        metavar="[NAME=]PATH",
-        help="A LoRA adapter that is kept beside the decoder, for the engine to add as it runs; may be repeated.",
-    ),
-]
-Measured = Annotated[
-    Path | None,
-    typer.Option("--imatrix", metavar="FILE", help="A calibration, or llama.cpp's importance matrix: weighs rounding."),
-]
 Quantizer = Annotated[
     str | None,
     typer.Option(
@@ -33,20 +18,6 @@ Quantizer = Annotated[
         help="How integers are found: nearest, mse, hqq; or part by part, as in lm_head=mse,encoder=hqq. By default nearest.",
     ),
 ]
-Made = Annotated[
-    Path | None,
-    typer.Option("--quantized", metavar="FILE", help="Integers that `ossicle quantize` made, for every target."),
-]
-Speech = Annotated[
-    Path | None,
-    typer.Option(
-        "--speech",
-        metavar="LIST",
-        help='Recordings to verify on, a line each: {"file": "a.wav", "text": "..."}. By default those shipped.',
-    ),
-]
-
-
 MaxSize = Annotated[
     str | None,
     typer.Option("--max-size", metavar="SIZE", help="The most that a target's artifacts may take, such as 2.2GB."),
@@ -68,7 +39,7 @@ RecipeFile = Annotated[
 @app.command(epilog="Example: ossicle build ./voxtral --out voxtral-int4 --quant int4 --adapter ./lora:0.8")
 @guarded
 def build(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a model's name on the hub.")],
+    checkpoint: CheckpointName,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the bundle goes.")],
     adapter: Adapters = None,
     runtime_adapter: RuntimeAdapters = None,
@@ -81,8 +52,8 @@ def build(
     calibration: Calibration = None,
     recipe: RecipeFile = None,
     quantizer: Quantizer = None,
-    quantized: Made = None,
-    imatrix: Measured = None,
+    quantized: Quantized = None,
+    imatrix: Imatrix = None,
     split_size: Annotated[
         str | None,
         typer.Option(
@@ -103,8 +74,6 @@ def build(
 ) -> None:
     """Compile a checkpoint, with any adapters merged, into a bundle; then verify it."""
     needs_build_extra("building")
-    from ..compiler.lora import parse_adapter
-    from ..compiler.runtime_adapters import parse_runtime_adapter
     from .budget import builder
     from .progress import Bars
 
@@ -113,9 +82,9 @@ def build(
         report = made(
             checkpoint,
             out,
-            targets=tuple(name.strip() for name in target.split(",") if name.strip()),
-            adapters=[parse_adapter(text) for text in adapter or ()],
-            runtime_adapters=[parse_runtime_adapter(text) for text in runtime_adapter or ()],
+            targets=listed(target),
+            adapters=merged(adapter),
+            runtime_adapters=kept_apart(runtime_adapter),
             quantizer=quantizer,
             quantized=quantized,
             imatrix=imatrix,
@@ -175,8 +144,8 @@ def verify(
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="CHECKPOINT", help="What it was built from.")],
     adapter: Adapters = None,
     runtime_adapter: RuntimeAdapters = None,
-    imatrix: Measured = None,
-    quantized: Made = None,
+    imatrix: Imatrix = None,
+    quantized: Quantized = None,
     speech: Speech = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="DIR", help="Where the reports go. By default into the bundle.")
@@ -194,20 +163,17 @@ def verify(
     needs_build_extra("verifying")
     from ..compiler import speech as recordings
     from ..compiler.checkpoint import open_checkpoint
-    from ..compiler.lora import parse_adapter
     from ..compiler.marking import mark
     from ..compiler.report import document, write
-    from ..compiler.runtime_adapters import open_all, parse_runtime_adapter
+    from ..compiler.runtime_adapters import open_all
     from ..compiler.verify import verify as compare
     from ..targets import registry
     from . import show
     from .progress import Bars
 
     with Bars() as bars:
-        merged = [parse_adapter(text) for text in adapter or ()]
-        original = open_checkpoint(checkpoint, adapters=merged, imatrix=imatrix, quantized=quantized)
-        specs = [parse_runtime_adapter(text) for text in runtime_adapter or ()]
-        kept = open_all(specs, original, registry.names())
+        original = open_checkpoint(checkpoint, adapters=merged(adapter), imatrix=imatrix, quantized=quantized)
+        kept = open_all(kept_apart(runtime_adapter), original, registry.names())
         verification = compare(
             bundle, original, speech=speech, cache=cache, engine=engine, runtime_adapters=kept, progress=bars
         )

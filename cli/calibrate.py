@@ -5,18 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .build import Adapters
 from .common import Json, app, guarded, needs_build_extra, print_json
-
-CheckpointName = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a model's name on the hub.")]
-Speech = Annotated[
-    Path | None,
-    typer.Option(
-        "--speech",
-        metavar="LIST",
-        help='Recordings, a line each: {"file": "a.wav", "text": "..."}. By default those shipped.',
-    ),
-]
+from .options import Adapters, CheckpointName, Heard, merged
 
 
 @app.command(epilog="Example: ossicle calibrate ./voxtral --speech data.jsonl --out voxtral-calibration.safetensors")
@@ -24,7 +14,7 @@ Speech = Annotated[
 def calibrate(
     checkpoint: CheckpointName,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the calibration goes.")],
-    speech: Speech = None,
+    speech: Heard = None,
     imatrix: Annotated[
         Path | None, typer.Option("--imatrix", metavar="FILE", help="Write it as llama.cpp's GGUF, too.")
     ] = None,
@@ -38,10 +28,9 @@ def calibrate(
     from ..compiler.calibrate import calibrate as measured
     from ..compiler.checkpoint import open_checkpoint
     from ..compiler.families import family
-    from ..compiler.lora import parse_adapter
     from .progress import Bars
 
-    opened = open_checkpoint(checkpoint, adapters=[parse_adapter(text) for text in adapter or ()])
+    opened = open_checkpoint(checkpoint, adapters=merged(adapter))
     with Bars() as bars:
         found = measured(opened, speech, bars)
     calibration.write(out, found)
@@ -68,20 +57,19 @@ def quantize(
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="The recipe.json of a bundle, in place of --quant.")
     ] = None,
-    speech: Speech = None,
+    speech: Heard = None,
     adapter: Adapters = None,
     as_json: Json = False,
 ) -> None:
     """Make a checkpoint's integers as it hears speech, once for every target: for --quantized of a build."""
     needs_build_extra("quantizing")
     from ..compiler.checkpoint import open_checkpoint
-    from ..compiler.lora import parse_adapter
     from ..compiler.quantize_on_speech import quantize as made
     from ..compiler.recipe_file import recipe_in
     from ..targets.recipes import recipe as named_recipe
     from .progress import Bars
 
-    opened = open_checkpoint(checkpoint, adapters=[parse_adapter(text) for text in adapter or ()])
+    opened = open_checkpoint(checkpoint, adapters=merged(adapter))
     chosen = recipe_in(recipe, opened.family) if recipe else named_recipe(quant)
     with Bars() as bars:
         count = made(opened, chosen, quantizer, out, speech, bars)

@@ -11,6 +11,7 @@ import typer
 
 from ..targets.contract import CorpusError
 from .common import Json, app, complain, guarded, print_json
+from .options import Address, Executor, RetryFailed
 from .run import Cache, Flash, Provider, Scales, scales
 
 if TYPE_CHECKING:
@@ -34,15 +35,10 @@ def transcribe_corpus(
     bundle: Annotated[
         Path | None, typer.Option("--bundle", metavar="BUNDLE", help="The bundle, where IN and OUT alone are named.")
     ] = None,
-    executor: Annotated[
-        str, typer.Option("--executor", help="Who does the work: processes of this machine, or ray.")
-    ] = "processes",
+    executor: Executor = "processes",
     workers: Annotated[int, typer.Option("--workers", min=0, help="0: a worker a core, as far as memory goes.")] = 0,
     threads: Annotated[int, typer.Option("--threads", min=0, help="Of each worker. 0: its share of the cores.")] = 0,
-    address: Annotated[
-        str | None,
-        typer.Option("--address", metavar="ADDRESS", help="Ray: a cluster's. By default one of its own here."),
-    ] = None,
+    address: Address = None,
     gpus: Annotated[float, typer.Option("--gpus", min=0.0, help="Ray: GPUs of each worker, such as 1 or 0.5.")] = 0.0,
     language: Annotated[
         str | None, typer.Option("--language", metavar="XX", help="Spoken, where the manifest does not say.")
@@ -51,7 +47,7 @@ def transcribe_corpus(
     limit: Annotated[
         float, typer.Option("--limit", metavar="S", min=0.0, help="The longest time for a recording; 0: none.")
     ] = 0.0,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    retry_failed: RetryFailed = False,
     force: Annotated[bool, typer.Option("--force", help="Forget what OUT holds, and begin anew.")] = False,
     engine: Annotated[
         str, typer.Option("--engine", help="What runs the bundle; by default the best that can.")

@@ -9,6 +9,7 @@ from ..targets import registry
 from ..targets.recipes import RECIPES
 from ..targets.recipes import recipe as named_recipe
 from .common import Json, app, guarded, print_json
+from .options import listed
 
 Quant = Annotated[str | None, typer.Option("--quant", metavar="LIST", help="Recipes; by default all.")]
 Targets = Annotated[str | None, typer.Option("--target", metavar="LIST", help="Targets; by default all.")]
@@ -36,8 +37,8 @@ def plan(
     from ..compiler.plan import plan as planned
 
     model = described(checkpoint)
-    recipes = [named_recipe(name) for name in _listed(quant, tuple(RECIPES))]
-    targets = _listed(target, registry.names())
+    recipes = [named_recipe(name) for name in listed(quant or "") or tuple(RECIPES)]
+    targets = listed(target or "") or registry.names()
     for name in targets:
         registry.target(name)
     found = planned(model, targets, recipes, context)
@@ -45,10 +46,6 @@ def plan(
         _forecasts(model, found, _devices(device or [], all_devices), context, as_json, best_alone=all_devices)
     else:
         _sizes(model, found, context, as_json)
-
-
-def _listed(text: str | None, all_: Sequence[str]) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()] if text else list(all_)
 
 
 def _devices(names: Sequence[str], every: bool) -> list[Any]:

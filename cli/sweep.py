@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..targets.contract import SweepError
-from .build import Adapters, Measured, Speech
 from .common import Json, app, complain, guarded, needs_build_extra, print_json
+from .options import Adapters, Address, CheckpointName, Executor, Imatrix, RetryFailed, Speech, listed, merged
 
 if TYPE_CHECKING:
     from ..compiler.sweep import Swept
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: ossicle sweep ./voxtral --quant int8,int4,q4_k_m --target onnx,openvino,gguf --out sweep")
 @guarded
 def sweep(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a model's name on the hub.")],
+    checkpoint: CheckpointName,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where bundles, figures and the report go.")],
     quant: Annotated[str, typer.Option("--quant", metavar="LIST", help="Recipes, separated by commas.")],
     target: Annotated[str, typer.Option("--target", metavar="LIST", help="Targets, separated by commas.")] = "onnx",
@@ -29,10 +29,12 @@ def sweep(
     quantizer: Annotated[
         str | None,
         typer.Option(
-            "--quantizer", metavar="LIST", help="How integers are found: nearest, mse, hqq, gptq, awq, awq-gptq."
+            "--quantizer",
+            metavar="LIST",
+            help="How integers are found: nearest,mse,hqq,gptq,awq,awq-gptq; or part by part: 'mse;mse,decoder=gptq'.",
         ),
     ] = None,
-    imatrix: Measured = None,
+    imatrix: Imatrix = None,
     adapter: Adapters = None,
     speech: Speech = None,
     heard: Annotated[
@@ -44,12 +46,10 @@ def sweep(
         ),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Builds and proofs side by side.")] = 1,
-    executor: Annotated[
-        str, typer.Option("--executor", help="Who builds and proves: processes of this machine, or ray.")
-    ] = "processes",
-    address: Annotated[str | None, typer.Option("--address", metavar="ADDRESS", help="Ray: a cluster's.")] = None,
+    executor: Executor = "processes",
+    address: Address = None,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Build and prove only; speeds by a later call.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    retry_failed: RetryFailed = False,
     as_json: Json = False,
 ) -> None:
     """Build, prove and measure every recipe in every target; go on after a kill; report."""
@@ -67,8 +67,8 @@ def sweep(
         listed(quant),
         listed(target),
         listed(engine or ""),
-        listed(quantizer or ""),
-        _merged(adapter or []),
+        _quantizers(quantizer or ""),
+        tuple((_absolute(str(one.location)), one.weight) for one in merged(adapter)),
         _file(speech),
         _file(heard),
         _file(imatrix),
@@ -79,19 +79,11 @@ def sweep(
         swept = swept_of(
             plan, out, crew=crew, machine=machine, timed=not no_speed, retry_failed=retry_failed, progress=bars
         )
-    if as_json:
-        print_json(document(swept.found, swept.refused, machine))
-    else:
-        _print(swept)
+    print_json(document(swept.found, swept.refused, machine)) if as_json else _print(swept)
     for one in swept.failed:
         complain(f"{one.cell} failed: {one.reason}")
     if swept.failed:
         raise typer.Exit(1)
-
-
-def listed(text: str) -> tuple[str, ...]:
-    """The words of a list with commas between, each once."""
-    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
 def facts() -> dict[str, Any]:
@@ -105,10 +97,12 @@ def facts() -> dict[str, Any]:
     return {name: told[name] for name in ("system", "python", "processor", "memory")} | {"engines": engines}
 
 
-def _merged(adapters: list[str]) -> tuple[tuple[str, float], ...]:
-    from ..compiler.lora import parse_adapter
+def _quantizers(text: str) -> tuple[str, ...]:
+    """Each quantizer once. Those that are part by part have commas of their own: semicolons stand between them."""
+    from ..compiler.quantizers import Choice
 
-    return tuple((_absolute(str(one.location)), one.weight) for one in map(parse_adapter, adapters))
+    mark = ";" if {";", "="} & set(text) else ","
+    return tuple(dict.fromkeys(str(Choice.of(word)) for word in text.split(mark) if word.strip()))
 
 
 def _file(path: Path | None) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 from ossicle.cli import main as cli
-from ossicle.cli.sweep import facts
+from ossicle.cli.sweep import _quantizers, facts
 from ossicle.compiler import cells, pipeline, reference, speed, sweep, sweep_jobs, sweep_worker
 from ossicle.compiler.cells import Cell, Proof, Speed
 from ossicle.compiler.figures import Comparison, Said, judge
@@ -93,6 +93,7 @@ def test_the_least_of_repeats_counts_and_the_first_answer_does_not() -> None:
         (("--quant", "int4", "--quantizer", "nearest,gtpq"), "quantizer 'gtpq' is unknown"),
         (("--quant", "q4_k_m", "--target", "gguf", "--quantizer", "mse"), "'mse' has no meaning for recipe 'q4_k_m'"),
         (("--quant", "int4", "--imatrix", "measured.gguf"), "has no use for an imatrix"),
+        (("--quant", "int4", "--quantizer", "gptq;mse,decodr=gptq"), "part 'decodr' is unknown"),
         (("--quant", "q4_k_m"), "no cell of the sweep is possible"),
     ],
 )
@@ -103,6 +104,22 @@ def test_words_that_name_nothing_are_refused_before_any_work(
     assert done.exit_code == 1
     assert said in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", ()),
+        ("nearest, mse,mse", ("nearest", "mse")),
+        ("gptq;mse,decoder=gptq", ("gptq", "mse,decoder=gptq")),
+        ("mse,decoder=gptq", ("mse,decoder=gptq",)),
+        ("mse; decoder=gptq, mse;mse,decoder=gptq", ("mse", "mse,decoder=gptq")),
+    ],
+)
+def test_quantizers_that_differ_part_by_part_have_semicolons_between(text: str, found: tuple[str, ...]) -> None:
+    assert _quantizers(text) == found
+    builds = [cell.build for cell in Plan("x", ("int4",), ("onnx",), quantizers=found or ("nearest",)).grid[0]]
+    assert builds == [f"int4+{one}".removesuffix("+nearest") for one in found or ("nearest",)]
 
 
 @pytest.fixture(scope="module")
