@@ -1,18 +1,15 @@
 """The product on one screen: a checkpoint goes in, a verified bundle comes out."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..targets import manifest as manifests
 from ..targets import registry
 from ..targets.contract import Artifact, Progress, Recipe, RecipeError, TracedStage
-from ..targets.hub_folder import write_configs
-from ..targets.manifest import Manifest, RuntimeAdapter
+from ..targets.manifest import Manifest
 from ..targets.recipes import RECIPES
 from ..targets.recipes import recipe as named_recipe
 from ..targets.tensorrt_engine import Engines
@@ -23,19 +20,15 @@ from . import verify as verification
 from .assignment import assign
 from .bits import Allocation
 from .checkpoint import Checkpoint, open_checkpoint
-from .families import family
 from .figures import Verification
 from .lora import AdapterSpec
+from .making import Making, describe, write_shared
 from .marking import mark
 from .quantize import weights_of
 from .quantizers import Choice
 from .runtime_adapters import RuntimeAdapterSpec
-from .staging import STATE, Staging
-from .tokenizer import tekken_version, write_tokenizer
+from .staging import Staging
 from .trace import trace
-
-_NOT_SHARED = (manifests.NAME, STATE)
-_TOOLS = ("numpy", "numba", "onnx-ir", "onnxscript", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -104,92 +97,48 @@ def build(
     if opened.quantized:
         opened.quantized.check(weights_of(opened, chosen), runtime_adapters)
     kept = beside.open_all(runtime_adapters, opened, targets)
-    if kept and "onnx" in targets:
-        options["onnx"] = {"adapted": beside.changed(kept)}  # its graph has inputs for what is added as it runs
-        registry.target("onnx", **options["onnx"]).check(chosen)
+    making = Making(opened, chosen, targets, assigned, _adapted(options, kept, targets, chosen), kept, allocation)
     if "tensorrt" in assigned:
         engine_room.check(opened, chosen, assigned["tensorrt"], engines)
     if verify:
         verification.check_possible(opened, speech)
-    inputs = _inputs(opened, chosen, assigned, kept) | {
-        "options": {name: repr(values) for name, values in options.items()}
-    }
-    with Staging.open(Path(out), inputs, force=force) as staging:
-        write_shared(opened, (), staging.folder)  # some formats hold the tokenizer and the configuration themselves
-        artifacts = lower(opened, chosen, assigned, staging, progress, options)
-        if allocation:
-            bits.check(allocation, artifacts, chosen)
-            recipe_file.write(staging.folder / recipe_file.NAME, replace(allocation, quantizer=chosen.quantizer))
-        write_shared(opened, artifacts, staging.folder)
-        manifest = describe(
-            opened, chosen, artifacts, staging.folder, beside.lower(kept, targets, chosen, staging.folder)
-        )
-        manifests.write(staging.folder, manifest)
+    with Staging.open(Path(out), making.inputs, force=force) as staging:
+        write(making, staging, progress)
         verified = check(opened, staging.folder, speech, cache, progress, kept) if verify else None
         staging.publish()
     return BuildReport(Path(out), manifests.read(Path(out)), verified, time.perf_counter() - started)
 
 
-def lower(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    assigned: Mapping[str, Sequence[str]],
-    staging: Staging,
-    progress: Progress,
-    options: Mapping[str, Mapping[str, Any]],
-) -> tuple[Artifact, ...]:
-    """Every stage that a target is built for, in its format; those of an earlier attempt taken over. `options` by target."""
+def write(making: Making, staging: Staging, progress: Progress) -> None:
+    """Everything that a bundle consists of, into the folder where it is made; the manifest last."""
+    folder = staging.folder
+    write_shared(making.checkpoint, (), folder)  # some formats hold the tokenizer and the configuration themselves
+    artifacts = lower(making, staging, progress)
+    if making.allocation:
+        bits.check(making.allocation, artifacts, making.recipe)
+        recipe_file.write(folder / recipe_file.NAME, replace(making.allocation, quantizer=making.recipe.quantizer))
+    write_shared(making.checkpoint, artifacts, folder)
+    added = beside.lower(making.kept, making.targets, making.recipe, folder)
+    manifests.write(folder, describe(making, artifacts, folder, added))
+
+
+def lower(making: Making, staging: Staging, progress: Progress) -> tuple[Artifact, ...]:
+    """Every stage that a target is built for, in its format; those of an earlier attempt taken over."""
+    checkpoint, recipe = making.checkpoint, making.recipe
     weights = weights_of(checkpoint, recipe)
     stages: tuple[TracedStage, ...] = ()
     artifacts: list[Artifact] = []
-    for name, stage_names in assigned.items():
+    for name, stage_names in making.assigned.items():
         for stage_name in stage_names:
             artifact = staging.finished(name, stage_name)
             if artifact is None:
                 stages = stages or trace(checkpoint.family, checkpoint.config, recipe.context).stages
                 stage = next(stage for stage in stages if stage.name == stage_name)
-                format_ = registry.target(name, **options.get(name, {}))
+                format_ = registry.target(name, **making.options.get(name, {}))
                 artifact = format_.lower(stage, recipe, weights, staging.folder, progress)
                 staging.finish(artifact)
             artifacts.append(artifact)
     return tuple(artifacts)
-
-
-def write_shared(checkpoint: Checkpoint, artifacts: Sequence[Artifact], folder: Path) -> None:
-    """The files that every artifact of a bundle shares: tokenizer and configurations."""
-    tokenizer = write_tokenizer(checkpoint.folder, folder / "tokenizer.json")
-    write_configs(folder, checkpoint.config, checkpoint.generation_config, artifacts, tokenizer)
-
-
-def describe(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    artifacts: Sequence[Artifact],
-    folder: Path,
-    runtime_adapters: Sequence[RuntimeAdapter] = (),
-) -> Manifest:
-    """The manifest of a bundle whose files are all in `folder`."""
-    model = family(checkpoint.family)
-    owned = {file.path for artifact in artifacts for file in artifact.files}
-    owned |= {adapter.file.path for adapter in runtime_adapters}
-    shared = [path for path in sorted(folder.rglob("*")) if path.is_file() and _relative(folder, path) not in owned]
-    version = tekken_version(checkpoint.folder)
-    text = model.text_format(checkpoint.config, checkpoint.generation_config, version)
-    return Manifest(
-        family=checkpoint.family,
-        name=checkpoint.name,
-        recipe=asdict(recipe),
-        source=checkpoint.source,
-        adapters=checkpoint.adapters,
-        audio=model.audio_format(checkpoint.config),
-        text=replace(text, context=min(text.context, recipe.context)),
-        artifacts=tuple(artifacts),
-        files=tuple(manifests.file_entry(folder, path) for path in shared if path.name not in _NOT_SHARED),
-        tools=tools({artifact.target for artifact in artifacts}),
-        runtime_adapters=tuple(runtime_adapters),
-        imatrix=checkpoint.imatrix.file if checkpoint.imatrix else None,
-        quantized=checkpoint.quantized.file if checkpoint.quantized else None,
-    )
 
 
 def check(
@@ -233,24 +182,15 @@ def _options(
     return options
 
 
-def _has_blocks(recipe: Recipe) -> bool:
-    return any(form.is_block for _, form in recipe.formats())
-
-
-def _inputs(
-    checkpoint: Checkpoint, recipe: Recipe, assigned: Mapping[str, Sequence[str]], kept: Sequence[beside.Kept]
-) -> dict[str, Any]:
-    """Everything that decides a bundle's bytes."""
-    return {
-        "source": asdict(checkpoint.source),
-        "adapters": [asdict(adapter) for adapter in checkpoint.adapters],
-        "runtime_adapters": [[one.name, *map(asdict, one.source)] for one in kept],
-        "recipe": asdict(recipe),
-        "imatrix": asdict(checkpoint.imatrix.file) if checkpoint.imatrix else None,
-        "quantized": asdict(checkpoint.quantized.file) if checkpoint.quantized else None,
-        "targets": {name: list(stages) for name, stages in assigned.items()},
-        "tools": tools(assigned),
-    }
+def _adapted(
+    options: Mapping[str, Mapping[str, Any]], kept: Sequence[beside.Kept], targets: Sequence[str], recipe: Recipe
+) -> Mapping[str, Mapping[str, Any]]:
+    """The options with what adapters add to them: ONNX's graph has inputs for what is added as it runs."""
+    if not kept or "onnx" not in targets:
+        return options
+    added = {"adapted": beside.changed(kept)}
+    registry.target("onnx", **added).check(recipe)
+    return {**options, "onnx": added}
 
 
 def weighs(recipe: Recipe) -> bool:
@@ -271,10 +211,5 @@ def check_imatrix(recipe: Recipe, imatrix: Path | None) -> None:
         )
 
 
-def tools(targets: Iterable[str]) -> dict[str, str]:
-    """The versions of all packages that decide the bytes of a bundle for these targets."""
-    return {"ossicle": __version__, **{name: version(name) for name in _TOOLS}, **registry.tools(targets)}
-
-
-def _relative(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).as_posix()
+def _has_blocks(recipe: Recipe) -> bool:
+    return any(form.is_block for _, form in recipe.formats())

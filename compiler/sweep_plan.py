@@ -15,6 +15,7 @@ from . import speech as recordings
 from .cells import Cell
 from .checkpoint import Checkpoint, open_checkpoint
 from .lora import AdapterSpec
+from .making import tools
 from .quantizers import Choice
 from .speech import Speech
 
@@ -105,7 +106,7 @@ class Keys:
 
     def integers(self, cell: Cell) -> str:
         """The key of the integers that a cell's build is made of."""
-        return cells.key(self.source, *self._made(cell), pipeline.tools(()))
+        return cells.key(self.source, *self._made(cell), tools(()))
 
     def speed(self, cell: Cell, machine: Mapping[str, Any]) -> str:
         """The key of a cell's speed on a machine."""

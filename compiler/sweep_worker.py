@@ -21,6 +21,7 @@ from . import cells, pipeline, quantize_on_speech, reference, report, report_htm
 from .cells import Cell, Proof
 from .checkpoint import Checkpoint
 from .figures import Verification
+from .making import tools
 from .marking import mark
 from .speech import Speech
 from .sweep_jobs import ORIGINAL
@@ -128,8 +129,8 @@ def _stands(made: Made, folder: Path, targets: Sequence[str]) -> bool:
         *files,
     )
     built = {one.target for one in held.artifacts if one.stage == "decoder"}
-    tools = held.tools == pipeline.tools({one.target for one in held.artifacts})
-    return same and tools and held.recipe == json.loads(json.dumps(asdict(made.recipe))) and built >= set(targets)
+    same = same and held.tools == tools({one.target for one in held.artifacts})
+    return same and held.recipe == json.loads(json.dumps(asdict(made.recipe))) and built >= set(targets)
 
 
 def _proof(made: Made, out: Path, cell: Cell, bundle: Path) -> Proof:
