@@ -20,6 +20,7 @@ from . import verify as verification
 from .assignment import assign
 from .bits import Allocation
 from .checkpoint import Checkpoint, open_checkpoint
+from .families import family
 from .figures import Verification
 from .lora import AdapterSpec
 from .making import Making, describe, write_shared
@@ -28,6 +29,7 @@ from .quantize import weights_of
 from .quantizers import Choice
 from .runtime_adapters import RuntimeAdapterSpec
 from .staging import Staging
+from .tokenizer import check_vocabulary
 from .trace import trace
 
 
@@ -94,6 +96,7 @@ def build(
     check_imatrix(chosen, imatrix)
     options = _options(targets, chosen, split_bytes, engines, coreml_context)
     opened = open_checkpoint(checkpoint, adapters=adapters, imatrix=imatrix, quantized=quantized)
+    check_vocabulary(opened.folder, family(opened.family).text_format(opened.config, {}).vocabulary)
     if opened.quantized:
         opened.quantized.check(weights_of(opened, chosen), runtime_adapters)
     kept = beside.open_all(runtime_adapters, opened, targets)

@@ -43,6 +43,10 @@ class Tekken:
     specials: tuple[str, ...]
     tokens: tuple[bytes, ...]
 
+    def __len__(self) -> int:
+        """How many ids it has."""
+        return len(self.specials) + len(self.tokens)
+
 
 def write_tokenizer(checkpoint: Path, out: Path) -> Path:
     """The tokenizer.json written to `out`: the checkpoint folder's own byte for byte, else its tekken.json converted.
@@ -64,6 +68,21 @@ def write_tokenizer(checkpoint: Path, out: Path) -> Path:
         )
     out.write_bytes(text)
     return out
+
+
+def check_vocabulary(checkpoint: Path, rows: int) -> None:
+    """Refuse a checkpoint folder whose tokenizer has ids that an embedding of so many rows has none for.
+
+    Raises:
+        CheckpointError: it has, or its tokenizer cannot be read.
+    """
+    own, tekken = checkpoint / OWN, checkpoint / TEKKEN
+    path, ids = (own, _ids(own)) if own.is_file() else (tekken, len(read_tekken(tekken)))
+    if ids > rows:
+        raise CheckpointError(
+            f"tokenizer '{path}' has {ids} ids, and the model's embedding {rows} rows (vocab_size in its configuration): "
+            "what the others stand for could be neither read nor said. Copy the tokenizer that the model was trained with"
+        )
 
 
 def read_tekken(path: Path) -> Tekken:
@@ -251,10 +270,15 @@ def _pre_tokenizer(pattern: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [words, letters]}
 
 
-def _check_loads(text: bytes, source: Path) -> None:
+def _ids(path: Path) -> int:
+    """How many ids a tokenizer.json has, those between that it leaves out among them."""
+    return max(_check_loads(path.read_bytes(), path).get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def _check_loads(text: bytes, source: Path) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        Tokenizer.from_buffer(text)
+        return Tokenizer.from_buffer(text)
     except Exception as reason:  # the library raises plain Exception
         raise _refusal(source, str(reason)) from reason

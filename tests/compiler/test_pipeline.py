@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ossicle.compiler import pipeline
+from ossicle.compiler import pipeline, tokenizer
 from ossicle.compiler.lora import AdapterSpec
 from ossicle.compiler.staging import STATE
 from ossicle.runtimes.base import Options
 from ossicle.runtimes.onnxruntime import RUNTIME
 from ossicle.targets import manifest as manifests
-from ossicle.targets import streaming
+from ossicle.targets import registry, streaming
 from ossicle.targets.contract import BuildError, BundleError, CheckpointError, OssicleError, RecipeError
 from ossicle.tests import checkpoints
 
@@ -33,6 +33,13 @@ LORA = {
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.save_hub(tmp_path_factory.mktemp("pipeline") / "tiny", checkpoints.model(dtype="bfloat16"))
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose embedding has fewer rows than its tokenizer ids."""
+    made = checkpoints.model(checkpoints.tiny_config(text={"vocab_size": 500}))
+    return checkpoints.save_hub(tmp_path_factory.mktemp("narrow") / "tiny", made)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +125,21 @@ def test_other_inputs_do_not_resume(checkpoint: Path, tmp_path: Path) -> None:
     (staging / "left-over").write_text("x")
     pipeline.build(checkpoint, tmp_path / "out", recipe="int4", verify=False)
     assert not (tmp_path / "out" / "left-over").exists()
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("target", registry.names())
+def test_a_vocabulary_larger_than_the_embedding_is_refused_before_anything_is_written(
+    narrow: Path, tmp_path: Path, target: str, own: bool
+) -> None:
+    file = narrow / tokenizer.OWN
+    file.unlink(missing_ok=True)
+    if own:
+        tokenizer.write_tokenizer(narrow, file)
+    with pytest.raises(CheckpointError, match="has 512 ids, and the model's embedding 500 rows") as refused:
+        pipeline.build(narrow, tmp_path / "out", targets=(target,), recipe="int8", verify=False)
+    assert f"'{file if own else narrow / tokenizer.TEKKEN}'" in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
