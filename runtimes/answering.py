@@ -62,23 +62,23 @@ class Answerer:
         how.check_wanted()
         engine, row, started = self._adapted(how), self._row(prepared, how, number), perf_counter()
         logits, state = engine.prefill([prepared.embeddings])
-        prefilled = perf_counter()
+        known, prefilled = state.known, perf_counter()
         for _, piece in grow(engine, [row], logits, state):
             if piece:
                 yield piece
-        return self._reply(prepared, row, prefilled - started, perf_counter() - prefilled)
+        return self._reply(prepared, row, prefilled - started, perf_counter() - prefilled, known)
 
     def answer(self, batch: Sequence[Prepared], how: Decoding, first: int = 0) -> list[Reply]:
         """Answers of prompts decoded together; `first` is the number of the first among all of the caller's."""
         engine, rows = self._adapted(how), [self._row(prepared, how, first + i) for i, prepared in enumerate(batch)]
         started = perf_counter()
         logits, state = engine.prefill([prepared.embeddings for prepared in batch])
-        prefilled = perf_counter()
+        known, prefilled = state.known, perf_counter()
         for _ in grow(engine, rows, logits, state):
             pass
         prefill, decode = prefilled - started, perf_counter() - prefilled
         return [
-            self._reply(prepared, row, prefill * share, decode * part)
+            self._reply(prepared, row, prefill * share, decode * part, known)
             for prepared, row, share, part in zip(
                 batch,
                 rows,
@@ -88,7 +88,7 @@ class Answerer:
             )
         ]
 
-    def _reply(self, prepared: Prepared, row: Row, prefill: float, decode: float) -> Reply:
+    def _reply(self, prepared: Prepared, row: Row, prefill: float, decode: float, known: int) -> Reply:
         timings = Timings(prepared.audio_seconds, prepared.seconds, prefill, decode, len(row.tokens))
         return Reply(
             "".join(row.pieces),
@@ -98,6 +98,7 @@ class Answerer:
             timings,
             prompt_tokens=len(prepared.ids),
             audio_tokens=prepared.ids.count(self._text.audio_token),
+            cached_tokens=known,
             tool_calls=self._calls(prepared, row),
         )
 

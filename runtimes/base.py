@@ -36,10 +36,14 @@ class Options:
 
 @dataclass
 class Sequences:
-    """The decoder's state for a batch of sequences: the engine's own cache, and how many tokens each row holds."""
+    """The decoder's state for a batch of sequences: the engine's own cache, and how many tokens each row holds.
+
+    Of a prompt, `known` tokens did not have to be read: an earlier one began with them.
+    """
 
     lengths: list[int]
     cache: Any = field(repr=False)
+    known: int = 0
 
 
 @dataclass(frozen=True)

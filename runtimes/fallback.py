@@ -125,7 +125,7 @@ class FallbackEngine:
         return logits, self._outer(inner, living.given)
 
     def _outer(self, inner: Sequences, given: list[list[Float32 | int]]) -> Sequences:
-        return Sequences(inner.lengths, _Living(self._life, inner, given))
+        return Sequences(inner.lengths, _Living(self._life, inner, given), inner.known)
 
     def _inner(self, living: _Living) -> Sequences:
         """The sequences in the engine that runs now, which reads what they were given if it did not."""

@@ -91,7 +91,7 @@ class PrefixEngine:
             return None
         known = self._kept[best]
         try:
-            found = self.engine.extend(known.begin(lengths[best]), prompt[lengths[best] :])
+            logits, state = self.engine.extend(known.begin(lengths[best]), prompt[lengths[best] :])
         except EngineError:
             self._kept.clear()  # an engine that begins anew has nothing of what it read
             return None
@@ -99,7 +99,7 @@ class PrefixEngine:
             self._kept.pop(best)  # the longer prompt stands for both
         else:
             self._kept.append(self._kept.pop(best))
-        return found
+        return logits, replace(state, known=lengths[best])
 
     def _remember(self, prompt: Float32, state: Sequences) -> None:
         if self._token_bytes * len(prompt) + prompt.nbytes > self._memory:

@@ -39,6 +39,7 @@ class Reply:
     timings: Timings
     prompt_tokens: int = 0  # those of the audio among them
     audio_tokens: int = 0  # of the prompt
+    cached_tokens: int = 0  # of the prompt, not read again: an earlier one began with them
     tool_calls: tuple[ToolCall, ...] = ()  # whole ones, in order; the text is what stands before them
 
 
@@ -57,6 +58,7 @@ class Segment:
     timings: Timings
     prompt_tokens: int = 0
     audio_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,7 @@ def joined(segments: Sequence[Segment], engine: str, language: str | None) -> Tr
         _total([one.timings for one in segments]),
         prompt_tokens=sum(one.prompt_tokens for one in segments),
         audio_tokens=sum(one.audio_tokens for one in segments),
+        cached_tokens=sum(one.cached_tokens for one in segments),
         language=language,
         segments=tuple(segments),
     )

@@ -87,7 +87,7 @@ def _calls(reply: Reply) -> list[Document]:
 def usage(reply: Reply) -> Document:
     """Tokens of a conversation."""
     prompt, answer = reply.prompt_tokens, len(reply.tokens)
-    details = {"prompt_tokens_details": {"audio_tokens": reply.audio_tokens, "cached_tokens": 0}}
+    details = {"prompt_tokens_details": {"audio_tokens": reply.audio_tokens, "cached_tokens": reply.cached_tokens}}
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer, **details}
 
 

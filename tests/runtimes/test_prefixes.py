@@ -1,13 +1,18 @@
 """Prompts that go on from earlier ones: what is read, what is kept, what is forgotten."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ossicle.runtimes.base import Sequences
+from ossicle.runtimes.fallback import FallbackEngine, Way
 from ossicle.runtimes.prefixes import ENTRIES, PrefixEngine, with_prefixes
+from ossicle.runtimes.server.shapes import usage
+from ossicle.runtimes.session import Session
+from ossicle.runtimes.tokens import Tokenizer
 from ossicle.targets.contract import EngineError, Float32
-from ossicle.tests.fakes import HIDDEN, FakeEngine
+from ossicle.tests.fakes import HIDDEN, FakeEngine, write_bundle
 
 LARGE = 1 << 40
 
@@ -68,6 +73,24 @@ def test_another_question_about_the_same_goes_on_from_where_they_part(inner: Bra
     for seed in (1, 2, 1):
         assert _says_as_alone(engine, np.concatenate([_prompt(100), _prompt(9, seed)]))
     assert inner.read == [109, 9, 1]
+
+
+def test_how_much_of_a_prompt_was_known_is_told_whatever_stands_before_the_engine(inner: BranchingEngine) -> None:
+    engine = FallbackEngine([Way("fake", lambda: _engine(inner))])
+    prompts = [np.concatenate([_prompt(100), _prompt(9, seed)]) for seed in (1, 2)]
+    states = [engine.prefill([prompt])[1] for prompt in (prompts[0], prompts[1], prompts[1], _prompt(80, 3))]
+    assert [state.known for state in states] == [0, 100, 108, 0]
+    assert engine.prefill(prompts)[1].known == 0
+    assert engine.step(states[1], np.zeros(1, np.int64))[1].known == 0
+
+
+def test_an_answer_and_its_usage_say_how_much_of_the_prompt_was_known(inner: BranchingEngine, tmp_path: Path) -> None:
+    session = Session(write_bundle(tmp_path), Tokenizer(tmp_path / "tokenizer.json"), _engine(inner))
+    asked = ["word " * 80 + end for end in ("first", "second")]
+    first, second = (session.chat([{"role": "user", "content": text}], max_tokens=1) for text in asked)
+    assert (first.cached_tokens, inner.read[0]) == (0, first.prompt_tokens)
+    assert second.cached_tokens == second.prompt_tokens - inner.read[1] > 80
+    assert usage(second)["prompt_tokens_details"]["cached_tokens"] == second.cached_tokens
 
 
 def test_short_and_foreign_beginnings_are_read_anew(inner: BranchingEngine) -> None:
