@@ -9,7 +9,7 @@ from ..targets import registry
 from ..targets.recipes import RECIPES
 from ..targets.recipes import recipe as named_recipe
 from .common import Json, app, guarded, print_json
-from .options import listed
+from .options import RuntimeAdapters, kept_apart, listed
 
 Quant = Annotated[str | None, typer.Option("--quant", metavar="LIST", help="Recipes; by default all.")]
 Targets = Annotated[str | None, typer.Option("--target", metavar="LIST", help="Targets; by default all.")]
@@ -30,18 +30,21 @@ def plan(
     quant: Quant = None,
     target: Targets = None,
     context: Context = 8192,
+    runtime_adapter: RuntimeAdapters = None,
     as_json: Json = False,
 ) -> None:
     """Sizes, memory and speed of every recipe in every target, before building."""
     from ..compiler.plan import described
     from ..compiler.plan import plan as planned
+    from ..compiler.runtime_adapters import numbers as numbers_of
 
     model = described(checkpoint)
     recipes = [named_recipe(name) for name in listed(quant or "") or tuple(RECIPES)]
     targets = listed(target or "") or registry.names()
     for name in targets:
         registry.target(name)
-    found = planned(model, targets, recipes, context)
+    numbers = numbers_of(kept_apart(runtime_adapter), model.family, model.config, tied=model.tied)
+    found = planned(model, targets, recipes, context, numbers)
     if device or all_devices:
         _forecasts(model, found, _devices(device or [], all_devices), context, as_json, best_alone=all_devices)
     else:

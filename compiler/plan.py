@@ -6,7 +6,7 @@ that holds only a configuration is enough.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,16 @@ class Size:
     working: int
     layers: int  # of the decoder
     matrices: tuple[Matrices, ...] = field(repr=False)
+    adapters: int = 0  # those kept for run time
 
     @property
     def total(self) -> int:
-        return sum(self.stored.values())
+        return sum(self.stored.values()) + self.adapters
 
     def memory(self, context: int) -> int:
-        """Bytes that running it takes with a context of so many tokens."""
-        return self.encoder + self.embedding + self.decoder + self.kv_per_token * context + self.working
+        """Bytes that running it takes with a context of so many tokens, each adapter held once."""
+        weights = self.encoder + self.embedding + self.decoder + self.adapters
+        return weights + self.kv_per_token * context + self.working
 
 
 def described(location: str | Path) -> Model:
@@ -99,9 +101,16 @@ def described(location: str | Path) -> Model:
     return Model(name, family, config, family.tied(config))
 
 
-def plan(model: Model, targets: Sequence[str], recipes: Sequence[Recipe], context: int) -> list[Size]:
-    """The size of every recipe in every target that holds it."""
-    return [size(model, target, recipe, context) for recipe in recipes for target in targets if holds(target, recipe)]
+def plan(
+    model: Model, targets: Sequence[str], recipes: Sequence[Recipe], context: int, adapters: int = 0
+) -> list[Size]:
+    """The size of every recipe in every target that holds it, with run-time adapters of so many numbers where it keeps any."""
+    return [
+        replace(size(model, target, recipe, context), adapters=sizes.adapter_bytes(target, adapters, recipe))
+        for recipe in recipes
+        for target in targets
+        if holds(target, recipe)
+    ]
 
 
 def holds(target: str, recipe: Recipe) -> bool:

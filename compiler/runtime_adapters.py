@@ -3,7 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from ..targets import registry
 from ..targets.contract import AdapterError, AdapterTarget, BundleFile, Recipe
@@ -61,6 +63,21 @@ def open_all(specs: Sequence[RuntimeAdapterSpec], checkpoint: Checkpoint, target
     return kept
 
 
+def numbers(specs: Sequence[RuntimeAdapterSpec], model: Family, config: Mapping[str, Any], *, tied: bool) -> int:
+    """How many numbers the adapters have for a model whose weights need not be there.
+
+    Raises:
+        AdapterError: one cannot be read, does not fit, or changes what no engine adds to as it runs.
+    """
+    count = 0
+    for spec in specs:
+        opened = open_adapter(AdapterSpec(spec.location), model, model.parameters(config))
+        if faults := _misplaced(opened, model, tied):
+            raise _refusal(spec, faults)
+        count += sum(prod(one.a.shape) + prod(one.b.shape) for one in opened.updates.values())
+    return count
+
+
 def changed(kept: Sequence[Kept]) -> tuple[str, ...]:
     """The canonical names of all that some adapter changes."""
     return tuple(sorted({name for one in kept for name in one.updates}))
@@ -83,28 +100,36 @@ def _open(spec: RuntimeAdapterSpec, checkpoint: Checkpoint) -> Kept:
     model = family(checkpoint.family)
     opened = open_adapter(AdapterSpec(spec.location), model, model.parameters(checkpoint.config))
     name = spec.name or opened.name.rpartition("/")[2]
-    faults = _faults(opened, model, checkpoint)
+    faults = _misplaced(opened, model, checkpoint.tied) + _replaced(opened, checkpoint)
     if not _NAME.fullmatch(name):
         faults.append(
             f"'{name}' is no name for it (possible: letters, digits, '.', '_' and '-'; give one with NAME=PATH)"
         )
     if faults:
-        raise AdapterError(
-            f"adapter '{spec.location}' cannot be kept for run time: {'; '.join(faults)} (possible: LoRA on matrices of "
-            "the decoder, and on a head of its own). Merge it instead: ossicle build CHECKPOINT --adapter PATH"
-        )
+        raise _refusal(spec, faults)
     return Kept(name, tuple(file_entry(opened.location, path) for path in opened.files), opened.updates)
 
 
-def _faults(adapter: Adapter, model: Family, checkpoint: Checkpoint) -> list[str]:
-    """Everything that an adapter changes and no engine adds to as it runs."""
+def _refusal(spec: RuntimeAdapterSpec, faults: Sequence[str]) -> AdapterError:
+    return AdapterError(
+        f"adapter '{spec.location}' cannot be kept for run time: {'; '.join(faults)} (possible: LoRA on matrices of "
+        "the decoder, and on a head of its own). Merge it instead: ossicle build CHECKPOINT --adapter PATH"
+    )
+
+
+def _misplaced(adapter: Adapter, model: Family, tied: bool) -> list[str]:
+    """Every part that an adapter changes and no engine adds to as it runs."""
     parts = [model.part(name) for name in adapter.updates]
     faults = [f"it changes {said} in {parts.count(part)} places" for part, said in _AUDIO.items() if part in parts]
     if not parts:
         faults.append("it changes no matrix")
     if "embedding" in parts:
         faults.append("it changes the embedding")
-    if "lm_head" in parts and checkpoint.tied:
+    if "lm_head" in parts and tied:
         faults.append("it changes a head that is the embedding")
+    return faults
+
+
+def _replaced(adapter: Adapter, checkpoint: Checkpoint) -> list[str]:
     replaced = [name for name, tensor in adapter.replacements.items() if not equal(tensor, checkpoint.tensors[name])]
-    return faults + [f"it replaces '{name}' whole" for name in sorted(replaced)]
+    return [f"it replaces '{name}' whole" for name in sorted(replaced)]

@@ -29,14 +29,18 @@ class Need:
 
 
 def need(manifest: Manifest, target: str, stage: Stage, kind: str, context: int, kv_cache: str = "") -> Need:
-    """What a stage takes by the manifest of its bundle, zero where the bundle has nothing of it for a target."""
+    """What a stage takes by the manifest of its bundle, zero where the bundle has nothing of it for a target.
+
+    Among the weights of a decoder is each adapter that the bundle keeps for it, once.
+    """
     names = ("audio_encoder",) if stage == "encoder" else ("embed_tokens", "decoder")
     held = [one.memory for one in manifest.artifacts if one.target == target and one.stage in names]
+    adapters = [one.file.size for one in manifest.runtime_adapters if one.target == target and stage != "encoder"]
     width = 2.0 if manifest.recipe.get("compute") == "float16" else 4.0
     share = _BYTES[kv_cache] / width if kv_cache in _BYTES else 1.0
     return Need(
         kind,
-        sum(memory.weights for memory in held),
+        sum(memory.weights for memory in held) + sum(adapters),
         int(sum(memory.kv_per_token for memory in held) * context * share),
         sum(memory.working for memory in held),
         context,

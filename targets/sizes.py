@@ -50,6 +50,12 @@ def beside_weights(target: str, stage: str, layers: int, tokenizer: int) -> int:
     )
 
 
+def adapter_bytes(target: str, numbers: int, recipe: Recipe) -> int:
+    """Bytes of run-time adapters of so many numbers; 0 where a target keeps none."""
+    width = {"onnx": 4 if computes_in("onnx", recipe) == "float32" else 2, "gguf": 4}
+    return numbers * width.get(target, 0)
+
+
 def embedding_bytes(target: str, name: str, recipe: Recipe, weights: WeightStore) -> int:
     """Bytes of the token embedding, whichever file of the target it is in."""
     if target == "gguf":

@@ -1,26 +1,33 @@
 """LoRA adapters that llama.cpp adds as it runs, against PEFT's own merge in torch; and what is refused."""
 
 import copy
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
-from ossicle.compiler.runtime_adapters import RuntimeAdapterSpec, open_all, parse_runtime_adapter
+from ossicle.cli.main import app
+from ossicle.compiler.plan import described, plan
+from ossicle.compiler.runtime_adapters import RuntimeAdapterSpec, numbers, open_all, parse_runtime_adapter
 from ossicle.runtimes import llamacpp
 from ossicle.runtimes.adapters import adapted
 from ossicle.runtimes.base import Options, check_options
 from ossicle.runtimes.llamacpp_worker import ROOM
+from ossicle.runtimes.needs import need
 from ossicle.runtimes.prefixes import with_prefixes
 from ossicle.runtimes.shared import shared
 from ossicle.targets import manifest
 from ossicle.targets.contract import AdapterError, BundleError, EngineError
+from ossicle.targets.recipes import RECIPES
 from ossicle.tests import checkpoints
 from ossicle.tests.runtimes.tiny_adapters import ADAPTERS, EVERY, AdaptedBundle
 from ossicle.tests.runtimes.tiny_gguf import CONFIG, prompt
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 # PEFT saves the base of a head or an embedding beside an update of it, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
@@ -37,6 +44,30 @@ def test_adapters_add_what_peft_merges(adapted_bundle: AdaptedBundle, scales: di
     engine.close()
     assert np.abs(expected - adapted_bundle.logits(prompt(60), {})).max() > 1
     np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("target", ["onnx", "gguf"])
+def test_the_memory_of_adapters_is_foretold_and_counted(adapted_bundle: AdaptedBundle, target: str) -> None:
+    held, model = manifest.read(adapted_bundle.folder), described(adapted_bundle.checkpoint)
+    specs = [RuntimeAdapterSpec(adapted_bundle.adapters / name) for name in ADAPTERS]
+    count = numbers(specs, model.family, model.config, tied=model.tied)
+    (planned,) = plan(model, [target], [RECIPES[held.recipe["name"]]], 4096, count)
+    files = [one.file.size for one in held.runtime_adapters if one.target == target]
+    names = len(files) * len(load_file(adapted_bundle.adapters / "plain" / "adapter_model.safetensors"))
+    assert 0 < sum(files) - planned.adapters < 200 * names  # a name, a shape and a gap for each
+    assert planned.total - replace(planned, adapters=0).total == planned.adapters
+    asked = [
+        "--target",
+        target,
+        "--quant",
+        held.recipe["name"],
+        *(f"--runtime-adapter={one.location}" for one in specs),
+    ]
+    told = CliRunner().invoke(app, ["plan", str(adapted_bundle.checkpoint), "--json", *asked])
+    assert json.loads(told.stdout)[0]["adapters"] == planned.adapters
+    for stage, added in (("encoder", 0), ("prefill", sum(files)), ("decoder", sum(files))):
+        taken = [need(one, target, stage, "cpu", 4096).total for one in (held, replace(held, runtime_adapters=()))]
+        assert taken[0] - taken[1] == added
 
 
 def test_a_scale_of_nothing_is_the_base(adapted_bundle: AdaptedBundle) -> None:
