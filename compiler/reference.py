@@ -198,19 +198,21 @@ class Original:
     def _forced(self, prompt: list[int], audio: Any, tokens: tuple[int, ...]) -> Float32:
         import torch
 
-        inputs = self._embed([*prompt, *tokens[:-1]], audio)
+        inputs = self._embed(prompt, audio, tokens[:-1])
         with torch.inference_mode():
             logits: Float32 = self.model(inputs_embeds=inputs, logits_to_keep=len(tokens)).logits[0].numpy()
         return logits
 
-    def _embed(self, tokens: list[int], audio: Any) -> Any:
+    def _embed(self, prompt: list[int], audio: Any, said: tuple[int, ...] = ()) -> Any:
+        """Embeddings of a prompt with its audio, and of what was said behind it: an audio token there is a token as any."""
         import torch
 
-        ids = torch.tensor([tokens])
+        ids = torch.tensor([[*prompt, *said]])
         with torch.inference_mode():
             inputs = self.model.get_input_embeddings()(ids)
-            holes = (ids == self._checkpoint.config["audio_token_id"]).unsqueeze(-1).expand_as(inputs)
-            return inputs.masked_scatter(holes, audio)
+            holes = ids == self._checkpoint.config["audio_token_id"]
+            holes[:, len(prompt) :] = False
+            return inputs.masked_scatter(holes.unsqueeze(-1).expand_as(inputs), audio)
 
 
 def _recording(clip: Clip) -> bytes:

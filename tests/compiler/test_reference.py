@@ -164,3 +164,18 @@ def test_a_rounded_model_says_what_it_would_generate(tmp_path):
     assert other.transcripts(reading, audio, other.score(reading, audio)) == expected
     original._reply = lambda *_: pytest.fail("it is known already")
     assert original.transcripts(reading, reading.audio, logits) == said
+
+
+def test_a_model_that_says_the_audio_token_is_scored_as_it_said_it(tmp_path):
+    torch = pytest.importorskip("torch")
+    config = checkpoints.tiny_config(audio=AUDIO)
+    made, spoken = checkpoints.model(config), config["audio_token_id"]
+    with torch.no_grad():  # whatever is heard, it says the audio token or the one behind it
+        row = made.lm_head.weight[spoken].clone()
+        made.lm_head.weight.zero_()
+        made.lm_head.weight[spoken], made.lm_head.weight[spoken + 1] = row, -row
+    original = reference.Original(open_checkpoint(checkpoints.save_hub(tmp_path / "tiny", made)))
+    reading = original.read(speech.Clip("a.wav", record(tmp_path / "a.wav", 1.0), language="en"))
+    assert any(spoken in reply.tokens[:-1] for reply in reading.replies)
+    logits = np.concatenate([reply.logits for reply in reading.replies])
+    np.testing.assert_allclose(original.score(reading), logits, atol=1e-4)
