@@ -2,15 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..targets import tensorrt_engine
-from ..targets.contract import Artifact, BuildError, BundleFile, Override, Recipe, Thresholds, WeightFormat
+from ..targets.contract import Override, Recipe, Thresholds, WeightFormat
 from ..targets.gguf_mixes import Q3_K, Q4_K, Q5_K, Q6_K, Q8_0
 from ..targets.recipes import FLOAT16, INT4, INT4_ASYMMETRIC, INT4_WIDE, INT8, INT8_WIDE
-from .assignment import serving
 from .families import Family
 
 SHARED = (FLOAT16, INT8, INT8_WIDE, INT4_ASYMMETRIC, INT4, INT4_WIDE)  # formats of more than one target
@@ -42,6 +40,7 @@ class Limit:
     """What a target may take, as the user `said` it, in bytes.
 
     `fixed` is what all but its matrices takes, of that `beside` is set apart for graphs and a vocabulary; `taken` is the whole.
+    In a device's memory the keys and values of `context` tokens are among it.
     """
 
     said: str
@@ -49,8 +48,14 @@ class Limit:
     size: int
     fixed: int
     beside: int = 0
-    in_memory: bool = False  # with keys and values, on a device; or the bytes of the artifacts
+    in_memory: bool = False  # what running takes on a device; or the bytes of the artifacts
     taken: int = 0
+    context: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from others."""
+        return self.said, self.target
 
 
 @dataclass(frozen=True)
@@ -134,33 +139,3 @@ def _thresholds(loss: float | None) -> Thresholds:
         top1=0.95 if narrow else 0.98,
         wer=0.02 if narrow else 0.01,
     )
-
-
-class OverBudgetError(BuildError):
-    """What was built is larger than it may be; `more` are the bytes by target that were not reckoned with."""
-
-    def __init__(self, message: str, more: Mapping[str, int]) -> None:
-        super().__init__(message)
-        self.more = more
-
-
-def check(allocation: Allocation, artifacts: Sequence[Artifact], recipe: Recipe) -> None:
-    """Refuse artifacts that take more than a limit, but for limits that the user's own formats exceed.
-
-    TensorRT's engines are not counted: they are made of the artifacts, on the device or for it.
-
-    Raises:
-        OverBudgetError: naming every target and its size.
-    """
-    sizes = {(one.target, one.stage): sum(file.size for file in one.files if _counts(file)) for one in artifacts}
-    taken = {name: sum(sizes[one] for one in serving(name, allocation.targets, recipe)) for name in allocation.targets}
-    kept = [limit for limit in allocation.limits if not limit.in_memory and limit.taken <= limit.size]
-    over = [limit for limit in kept if taken[limit.target] > limit.size]
-    if over:
-        said = "; ".join(f"target '{one.target}' takes {taken[one.target]:,} bytes of {one.size:,}" for one in over)
-        more = {one.target: taken[one.target] - one.taken for one in over}
-        raise OverBudgetError(f"the artifacts are larger than {over[0].said}: {said}. Give a larger size", more)
-
-
-def _counts(file: BundleFile) -> bool:
-    return not file.path.removesuffix(".json").endswith(tensorrt_engine.SUFFIX)

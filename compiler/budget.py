@@ -41,10 +41,12 @@ def on_device(device: Device, context: int) -> Asked:
     return Asked(f"fit-{device.name}", f"{device.name} with {context} tokens", int(device.usable), device, context)
 
 
-def limits(choices: Choices, asked: Sequence[Asked], vocabulary: int, more: Mapping[str, int]) -> list[Limit]:
+def limits(
+    choices: Choices, asked: Sequence[Asked], vocabulary: int, more: Mapping[tuple[str, str], int]
+) -> list[Limit]:
     """What was asked as a limit of every target, with what all but the matrices takes.
 
-    `vocabulary` is the size of the tokenizer's file; `more` bytes were found to be missing from what is set apart for a target.
+    `vocabulary` is the size of the tokenizer's file; `more` bytes were found to be missing from what is set apart for a limit.
 
     Raises:
         RecipeError: a device has no engine for a target.
@@ -53,8 +55,8 @@ def limits(choices: Choices, asked: Sequence[Asked], vocabulary: int, more: Mapp
     for one in asked:
         _check_engines(one, choices.targets)
         for target in choices.targets:
-            beside = _beside(choices, target, vocabulary) + more.get(target, 0)
-            found.append(_limit(choices, one, target, 0 if one.device else beside))
+            beside = _beside(choices, target, vocabulary) + more.get((one.said, target), 0)
+            found.append(_limit(choices, one, target, beside))
     return found
 
 
@@ -69,7 +71,7 @@ def _check_engines(asked: Asked, targets: Sequence[str]) -> None:
 def _limit(choices: Choices, asked: Asked, target: str, beside: int) -> Limit:
     recipe = uniform(INT8)
     size = plan.size(choices.model, target, recipe, recipe.context, choices.targets)
-    limit = Limit(asked.said, target, asked.size, 0, in_memory=asked.device is not None)
+    limit = Limit(asked.said, target, asked.size, 0, in_memory=asked.device is not None, context=asked.context)
     matrices = sum(choices.takes(limit, name, INT8) for name in choices.formats)
     whole = size.memory(asked.context) if asked.device else size.total
     return replace(limit, fixed=whole - matrices + beside, beside=beside)

@@ -13,7 +13,7 @@ from ..targets.manifest import Manifest
 from ..targets.recipes import RECIPES
 from ..targets.recipes import recipe as named_recipe
 from ..targets.tensorrt_engine import Engines
-from . import bits, engine_room, quantizers, recipe_file, report
+from . import engine_room, limits, quantizers, recipe_file, report
 from . import runtime_adapters as beside
 from . import speech as recordings
 from . import verify as verification
@@ -118,7 +118,7 @@ def write(making: Making, staging: Staging, progress: Progress) -> None:
     write_shared(making.checkpoint, (), folder)  # some formats hold the tokenizer and the configuration themselves
     artifacts = lower(making, staging, progress)
     if making.allocation:
-        bits.check(making.allocation, artifacts, making.recipe)
+        limits.check(making.allocation, artifacts, making.recipe)
         recipe_file.write(folder / recipe_file.NAME, replace(making.allocation, quantizer=making.recipe.quantizer))
     write_shared(making.checkpoint, artifacts, folder)
     added = beside.lower(making.kept, making.targets, making.recipe, folder)

@@ -158,5 +158,8 @@ def _matrices(model: Model, weights: Weights) -> Iterator[Matrices]:
 
 
 def _working(model: Model, width: int) -> int:
-    tall = {stage: needs.tallest([model.tensors[name].shape for name in model.stages[stage]]) for stage in STAGE_PARTS}
+    tall = {
+        stage: needs.tallest({name: model.tensors[name].shape for name in names})
+        for stage, names in model.stages.items()
+    }
     return max(needs.working(stage, rows, width) for stage, rows in tall.items())

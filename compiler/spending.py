@@ -9,11 +9,12 @@ from typing import Any
 from ..targets.contract import Progress, RecipeError
 from ..targets.recipes import recipe as named_recipe
 from . import bits, budget, plan, recipe_file, sensitivity
-from .bits import Allocation, Limit, Measured, OverBudgetError
+from .bits import Allocation, Limit, Measured
 from .budget import Asked
 from .checkpoint import Checkpoint, open_checkpoint
 from .choices import Choices
 from .families import family
+from .limits import OverBudgetError
 from .lora import AdapterSpec
 from .pipeline import BuildReport
 from .pipeline import build as build_bundle
@@ -106,7 +107,9 @@ def allocation(
     return found
 
 
-def spend_again(checkpoint: Checkpoint, found: Allocation, spent: Budget, more: Mapping[str, int]) -> Allocation:
+def spend_again(
+    checkpoint: Checkpoint, found: Allocation, spent: Budget, more: Mapping[tuple[str, str], int]
+) -> Allocation:
     """The same budget spent anew, with more bytes set apart for what lies beside the weights."""
     choices = Choices.of(checkpoint, found.targets)
     limits = budget.limits(choices, spent.asked, checkpoint.tokenizer.stat().st_size, more)

@@ -1,5 +1,7 @@
 """The memory that running an artifact takes, reckoned from its stage by one rule for every target."""
 
+from collections.abc import Mapping
+
 from .contract import Memory, TracedStage, WeightStore
 
 _WINDOW, _PROMPT = 1500, 1024  # positions of a window's encoder, and of a prompt's piece
@@ -13,7 +15,7 @@ def needs(stage: TracedStage, weights: WeightStore, stored: int, width: int) -> 
     """
     caches = [port.shape for port in stage.inputs if port.name.startswith("past_key_values.")]
     per_token = width * sum(int(shape[1]) * int(shape[3]) for shape in caches)
-    shapes = [weights.source(name).shape for name in stage.weights.values() if "embed_" not in name]
+    shapes = {name: weights.source(name).shape for name in stage.weights.values()}
     return Memory(stored, per_token, working(stage.name, tallest(shapes), width))
 
 
@@ -23,6 +25,6 @@ def working(stage: str, rows: int, width: int) -> int:
     return _ALIVE * width * positions * rows
 
 
-def tallest(shapes: list[tuple[int, ...]]) -> int:
-    """Rows of the tallest matrix that something is multiplied with; tables that are looked up are not to be among them."""
-    return max((shape[0] for shape in shapes if len(shape) == 2), default=0)
+def tallest(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Rows of the tallest matrix, by canonical name, that something is multiplied with; tables are looked up."""
+    return max((shape[0] for name, shape in shapes.items() if len(shape) == 2 and "embed_" not in name), default=0)

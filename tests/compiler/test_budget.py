@@ -1,21 +1,21 @@
 """Bits to a budget on a tiny model: losses that are true, sizes that add up, bundles within limits, recipes that come again."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ossicle.compiler import bits, budget, plan, recipe_file, sensitivity, spending, stored
+from ossicle.compiler import bits, budget, limits, plan, recipe_file, sensitivity, spending, stored
 from ossicle.compiler.calibrate import utterances
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.choices import Choices, uniform
 from ossicle.compiler.figures import divergence
 from ossicle.compiler.plan import Model
 from ossicle.compiler.quantize import weights_of
-from ossicle.compiler.quantize_on_speech import Plan
+from ossicle.compiler.quantize_on_speech import quantize
 from ossicle.compiler.readings import Utterance
 from ossicle.compiler.reference import Original
 from ossicle.compiler.speech import load
@@ -157,15 +157,23 @@ def files(bundle: Path) -> dict[str, bytes]:
     return {path.relative_to(bundle).as_posix(): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
 
 
-def asked_between(checkpoint: Checkpoint, targets: tuple[str, ...], share: float) -> budget.Asked:
-    """A size so far from the least to that of eight bits everywhere."""
+def on(memory: float) -> budget.Asked:
+    """A device that lends a model so many bytes, with 300 tokens kept."""
+    one = device("m2-8")
+    return budget.on_device(replace(one, memory=memory * one.memory / one.usable, targets=ALL), 300)
+
+
+def asked_between(
+    checkpoint: Checkpoint, targets: tuple[str, ...], share: float, kind: Callable[[int], budget.Asked] = budget.of_size
+) -> budget.Asked:
+    """A limit so far from the least to that of eight bits everywhere."""
     choices = Choices.of(checkpoint, targets)
-    (limit, *_) = budget.limits(choices, [budget.of_size(10**9)], checkpoint.tokenizer.stat().st_size, {})
+    (limit, *_) = budget.limits(choices, [kind(10**9)], checkpoint.tokenizer.stat().st_size, {})
     ends = [
         sum(choices.takes(limit, name, pick(forms)) for name, forms in choices.formats.items())
         for pick in (lambda forms: forms[-1], lambda _: INT8)
     ]
-    return budget.of_size(int(limit.fixed + ends[0] + share * (ends[1] - ends[0])))
+    return kind(int(limit.fixed + ends[0] + share * (ends[1] - ends[0])))
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +186,10 @@ def bundle(
 ) -> tuple[Path, budget.Asked]:
     out = tmp_path_factory.mktemp("bundles") / "within"
     asked = asked_between(checkpoint, ("onnx",), 0.5)
+    fitted = asked_between(checkpoint, ("onnx",), 0.5, on)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sensitivity, "measure", lambda *_: measured)
-        within(folder, out, spending.Budget((asked,), spoken), targets=("onnx",))
+        within(folder, out, spending.Budget((asked, fitted), spoken), targets=("onnx",))
     return out, asked
 
 
@@ -192,6 +201,16 @@ def test_a_bundle_keeps_its_size_and_spends_it(bundle: tuple[Path, budget.Asked]
     assert held.limits[0].taken > 0.97 * bundle[1].size
     assert held.loss is not None
     assert held.loss > 0
+
+
+def test_running_a_bundle_fits_the_device_it_was_made_for(bundle: tuple[Path, budget.Asked]) -> None:
+    limit = recipe_file.read(bundle[0] / recipe_file.NAME).limits[1]
+    artifacts = manifests.read(bundle[0]).artifacts
+    taken = limits.memory(artifacts, limit.context)
+    assert (limit.in_memory, limit.context) == (True, 300)
+    assert limit.taken - limit.beside <= taken <= limit.size
+    assert taken > 0.9 * limit.size
+    assert limits.memory(artifacts, 301) - taken == max(one.memory.kv_per_token for one in artifacts) > 0
 
 
 def test_its_recipe_builds_it_again_to_the_byte(
@@ -346,13 +365,22 @@ def test_artifacts_larger_than_reckoned_are_made_room_for(
     """Once the bytes beside the weights are known, the same budget is spent with them set apart."""
     manifest, held = manifests.read(bundle[0]), recipe_file.read(bundle[0] / recipe_file.NAME)
     recipe = stored.recipe_of(manifest.recipe)
-    bits.check(held, manifest.artifacts, recipe)
+    limits.check(held, manifest.artifacts, recipe)
+    size, memory = held.limits
     taken = sum(file.size for one in manifest.artifacts for file in one.files)
-    (limit,) = held.limits
-    tight = replace(held, limits=(replace(limit, size=taken - 1, taken=taken - 30_000),))
-    with pytest.raises(bits.OverBudgetError, match="the artifacts are larger than --max-size") as caught:
-        bits.check(tight, manifest.artifacts, recipe)
-    assert caught.value.more == {"onnx": 30_000}
+    held_in_memory = limits.memory(manifest.artifacts, memory.context)
+    tight = replace(
+        held,
+        limits=(
+            replace(size, size=taken - 1, taken=taken - 30_000),
+            replace(memory, size=held_in_memory - 1, taken=held_in_memory - 20_000),
+        ),
+    )
+    with pytest.raises(
+        limits.OverBudgetError, match=r"target 'onnx' takes .*--max-size.*m2-8 with 300 tokens"
+    ) as caught:
+        limits.check(tight, manifest.artifacts, recipe)
+    assert caught.value.more == {size.key: 30_000, memory.key: 20_000}
     again = spending.spend_again(checkpoint, held, spending.Budget((bundle[1],)), caught.value.more)
     choices = Choices.of(checkpoint, ("onnx",))
     (first,) = budget.limits(choices, [bundle[1]], checkpoint.tokenizer.stat().st_size, {})
@@ -369,16 +397,25 @@ def test_a_recipe_of_the_users_own_is_told_from_others_of_its_name() -> None:
     assert stored._own(one) != stored._own(replace(one, decoder=INT8)) != []
 
 
-def test_quantizers_on_inputs_make_the_integers_of_a_budget(
-    checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked]
+def test_gptq_makes_the_integers_of_a_budget_and_less_is_lost(
+    folder: Path, checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked], spoken: Path, tmp_path: Path
 ) -> None:
-    held = recipe_file.read(bundle[0] / recipe_file.NAME)
-    recipe = replace(recipe_file.recipe_in(bundle[0] / recipe_file.NAME, checkpoint.family), quantizer="gptq")
-    made = Plan.of(checkpoint, weights_of(checkpoint, recipe)).formats
+    path = bundle[0] / recipe_file.NAME
+    held, recipe = recipe_file.read(path), recipe_file.recipe_in(path, checkpoint.family)
+    quantize(checkpoint, recipe, "gptq", tmp_path / "made", spoken)
+    opened, solved = open_checkpoint(folder, quantized=tmp_path / "made"), replace(recipe, quantizer="gptq")
+    assert opened.quantized is not None
+    opened.quantized.check(weights_of(opened, solved), ())
     model = Choices.of(checkpoint, ("onnx",)).model.family
-    assert made == {
+    assert opened.quantized.formats == {
         name: one.format for name, one in held.tensors.items() if model.linear(name) and not one.format.is_float
     }
+    original, heard = Original(checkpoint), utterances(checkpoint, load(spoken))
+    audio = [original._encode(one.logmel) for one in heard]
+    before = logits(original, heard, audio)  # of the same audio, so that what the decoder and head lose is compared
+    nearest = logits(Original(stored.rounded(checkpoint, recipe)), heard, audio)
+    after = logits(Original(stored.rounded(opened, solved)), heard, audio)
+    assert divergence(before, after).mean() < 0.7 * divergence(before, nearest).mean()
 
 
 @pytest.mark.parametrize("options", [{"quantizer": "gptq"}, {"quantized": Path("made.safetensors")}])
