@@ -1,10 +1,12 @@
 """What each quantizer makes of the same bytes: the shipped model, on recordings that it was not calibrated on.
 
     python benchmarks/quality.py [--out DIR] [--recipes int4,int4-g128] [--blocks q3_k_m,q4_k_m]
+    python benchmarks/quality.py --targets onnx,openvino,gguf,tensorrt,coreml --recipes int4 [--out DIR]
 
 The recordings are cut in two halves. What is measured on one half quantizes a model for the other, so that every recording is
 heard by a model that was made without it. The numbers are those that every target stores, computed with in torch float32: the
-divergence is of teacher-forced logits, the word error rate of greedy transcripts.
+divergence is of teacher-forced logits, the word error rate of greedy transcripts. With `--targets` bundles are built, and
+verified by the engines on one half, instead.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from ossicle.benchmarks import quality_targets
 from ossicle.cli.demo import shipped
 from ossicle.compiler import calibration, imatrix, reference, speech, stored
 from ossicle.compiler.calibrate import calibrate, statistics
@@ -31,7 +34,12 @@ from ossicle.targets.contract import Float32, Recipe, WeightFormat
 from ossicle.targets.recipes import recipe
 from ossicle.targets.sizes import stage_bytes
 
-_FINER = {"int4": (16, 8), "int4-g128": (32, 16), "int4-asymmetric": (16, 8)}  # groups that give nearest more bytes
+_FINER = {
+    "int4": (16, 8),
+    "int4-g128": (32, 16),
+    "int4-asymmetric": (16, 8),
+    "int3": (16, 8),
+}  # groups that give nearest more bytes
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,15 @@ def main() -> None:
     parser.add_argument("--recipes", default="int4,int4-g128,int4-asymmetric")
     parser.add_argument("--quantizers", default=",".join(QUANTIZERS))
     parser.add_argument("--blocks", default="q3_k_m,q4_k_m")
+    parser.add_argument("--targets", default="", help="build and verify the recipes for these targets instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         halves = cut(folder)
+        if options.targets:
+            engines(options, halves, folder)
+            return
         print(
             "| recipe | integers by | decoder | KL (nats) | same top token | WER |\n|---|---|---|---|---|---|",
             flush=True,
@@ -89,6 +101,15 @@ def rows(options: argparse.Namespace, halves: Sequence[Half], folder: Path) -> I
     for name in filter(None, options.blocks.split(",")):
         for importance in ("none", "text", "audio"):
             yield blocks(recipe(name), importance, halves, folder)
+
+
+def engines(options: argparse.Namespace, halves: Sequence[Half], folder: Path) -> None:
+    """Print a table of targets for each recipe, all made without the half that they are verified on."""
+    made_on, heard = (half.calibration for half in halves)
+    for name in filter(None, options.recipes.split(",")):
+        quantizers, targets = options.quantizers.split(","), options.targets.split(",")
+        for line in quality_targets.table(recipe(name), quantizers, targets, made_on, heard, folder):
+            print(line, flush=True)
 
 
 def cut(folder: Path) -> list[Half]:

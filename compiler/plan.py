@@ -139,7 +139,9 @@ def size(model: Model, target: str, recipe: Recipe, context: int, targets: Seque
     stored[f"{target} decoder"] += sizes.table_width(target, width) * min(context, text.context) * text.head_dim
     embedding = sizes.embedding_bytes(target, model.family.EMBEDDING, recipe, weights)
     decoder = stored[f"{target} decoder"] - (embedding if target == "gguf" else 0)
-    encoder = next(held for name, held in stored.items() if name.endswith("audio_encoder"))
+    decoder += sizes.unfolded_bytes(target, model.stages["decoder"], weights)
+    hearing = next(name for name in stored if name.endswith("audio_encoder"))
+    encoder = stored[hearing] + sizes.unfolded_bytes(hearing.split()[0], model.stages["audio_encoder"], weights)
     kept = 2 * text.layers * text.kv_heads * text.head_dim * width
     held = tuple(_matrices(model, weights))
     return Size(

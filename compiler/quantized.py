@@ -58,7 +58,7 @@ class Quantized:
         for start in range(0, codes.shape[0], height):
             stop = min(start + height, codes.shape[0])
             coded = codes.raw_rows(start, stop)
-            if form.bits == 4:
+            if form.bits <= 4:
                 coded = groupwise.unpack_pairs(coded, self.columns[name])
             offsets = None if zeros is None else zeros.raw_rows(start, stop)
             yield QuantizedRows(start, coded, scales.raw_rows(start, stop), offsets)
@@ -168,7 +168,7 @@ def entries(found: Found, form: WeightFormat) -> dict[str, Any]:
     """Rows of a matrix as they stand in a file, by the end of their tensors' names."""
     if not isinstance(found, Codes):
         return {"blocks": found}
-    held = {"codes": groupwise.pack_pairs(found.codes) if form.bits == 4 else found.codes, "scales": found.scales}
+    held = {"codes": groupwise.pack_pairs(found.codes) if form.bits <= 4 else found.codes, "scales": found.scales}
     return held if form.symmetric else held | {"zeros": found.zeros}
 
 
@@ -186,7 +186,7 @@ def layouts(
             held[f"{name}.blocks"] = Layout("U8", (rows, kquants.row_bytes(form.kind, columns)))
             continue
         groups = rows, -(-columns // form.group)
-        held[f"{name}.codes"] = Layout("U8", (rows, -(-columns // 2) if form.bits == 4 else columns))
+        held[f"{name}.codes"] = Layout("U8", (rows, -(-columns // 2) if form.bits <= 4 else columns))
         held[f"{name}.scales"] = Layout("F16", groups)
         if not form.symmetric:
             held[f"{name}.zeros"] = Layout("U8", groups)

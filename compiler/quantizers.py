@@ -148,7 +148,7 @@ def _check_meaning(recipe: Recipe, parts: tuple[str, ...], name: str, place: str
             f"{said}. GGUF's blocks have ggml's search, weighed with --imatrix FILE, "
             f"or {', '.join(ON_INPUTS)}: ossicle quantize CHECKPOINT --quantizer gptq --quant {recipe.name} --out FILE"
         )
-    raise RecipeError(f"{said} (those have: int8, int4, int4-asymmetric, int4-g128)")
+    raise RecipeError(f"{said} (those have: int8, int4, int4-asymmetric, int4-g128, int3)")
 
 
 def _formats(recipe: Recipe, part: str) -> list[WeightFormat]:

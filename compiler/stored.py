@@ -25,7 +25,7 @@ from ..targets.contract import (
     WeightFormat,
 )
 from ..targets.gguf_mixes import BFLOAT16
-from ..targets.recipes import FLOAT8, PALETTE4, RECIPES
+from ..targets.recipes import FLOAT8, PALETTES, RECIPES
 from . import reference
 from .checkpoint import Checkpoint
 from .quantize import Weights, weights_of
@@ -60,20 +60,20 @@ class Rounded:
         form = self.weights.format(self.name)
         if form == FLOAT8:
             return float8.dequantize(*float8.quantize(self.weights.source(self.name).rows(start, stop)))
-        if form == PALETTE4:
-            return self._palettes(start, stop)
+        if form in PALETTES:
+            return self._palettes(start, stop, 2**form.bits)
         if form.is_float:
             return narrowed(self.weights.source(self.name).rows(start, stop), form)
         if form.is_block:
             return kquants.dequantize(self.weights.packed(self.name, start, stop), form.kind)
         return np.concatenate(list(self._integers(start, stop)))
 
-    def _palettes(self, start: int, stop: int) -> Float32:
+    def _palettes(self, start: int, stop: int, levels: int) -> Float32:
         """Rows of whole tables, cut to those asked for."""
         height = palettes.height(self.shape[0])
         first = start - start % height
         values = self.weights.source(self.name).rows(first, stop + -stop % height)
-        tables, codes = palettes.fit(np.ascontiguousarray(values), height, 2**PALETTE4.bits)
+        tables, codes = palettes.fit(np.ascontiguousarray(values), height, levels)
         return palettes.look_up(tables, codes, height)[start - first : stop - first]
 
     def _integers(self, start: int, stop: int) -> Iterator[Float32]:

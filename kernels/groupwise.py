@@ -20,14 +20,15 @@ UInt8 = NDArray[np.uint8]
 _SMALLEST = np.float16(2.0**-24)  # the least positive float16: a scale is never zero
 _LARGEST = float(np.finfo(np.float16).max)
 _INFINITE = np.uint32(0x7F800000)  # the bits of infinity; beyond it only what is not a number
-_INT4_DIVISORS = (7.0, 7.25, 7.5, 7.75, 8.0)
+_QUARTERS = 5  # scales that are tried between the largest code below the middle and the one above it
 
 
 def quantize_symmetric(weights: Float32, bits: int, group: int) -> tuple[UInt8, Float16]:
     """Codes [N, K] around 2^(bits-1), and scales [N, ceil(K/g)], of float32 weights [N, K].
 
     Eight bits: GGUF's Q8_0, scale = largest magnitude / 127, codes 1 .. 255, rounded by the scale before it is a float16.
-    Four bits: of the scales largest magnitude / 7 .. 8 the one with the least squared error, codes 0 .. 15.
+    Four and three bits: of the scales largest magnitude / 7 .. 8, or 3 .. 4, the one with the least squared error, codes
+    0 .. 15, or 0 .. 7.
 
     Raises:
         ValueError: a weight is not finite, or too large for a float16 scale.
@@ -39,9 +40,11 @@ def quantize_symmetric(weights: Float32, bits: int, group: int) -> tuple[UInt8, 
         inverse = np.float32(1) / np.maximum(scales, np.float32(_SMALLEST))
         _compiled(_code_symmetric)(weights, group, inverse, 1 << (bits - 1), codes)
         return codes, _positive(scales)
-    candidates = np.stack([_positive(largest / np.float32(divisor)) for divisor in _INT4_DIVISORS])
+    half = 1 << (bits - 1)
+    divisors = [half - 1 + quarter / 4 for quarter in range(_QUARTERS)]
+    candidates = np.stack([_positive(largest / np.float32(divisor)) for divisor in divisors])
     chosen = np.empty(largest.shape, np.uint8)
-    _compiled(_choose_symmetric)(weights, group, candidates.astype(np.float32), codes, chosen)
+    _compiled(_choose_symmetric)(weights, group, candidates.astype(np.float32), half, codes, chosen)
     return codes, np.take_along_axis(candidates, chosen[None].astype(np.intp), axis=0)[0]
 
 
@@ -150,8 +153,8 @@ def _code_symmetric(weights: Any, group: int, inverse: Any, zero: int, codes: An
                 codes[row, column] = np.uint8(zero + np.int32(np.copysign(size, value)))
 
 
-def _choose_symmetric(weights: Any, group: int, candidates: Any, codes: Any, chosen: Any) -> None:
-    floor, ceiling, lanes = np.float32(-8), np.float32(7), 8
+def _choose_symmetric(weights: Any, group: int, candidates: Any, half: int, codes: Any, chosen: Any) -> None:
+    floor, ceiling, lanes = np.float32(-half), np.float32(half - 1), 8
     errors = np.zeros(-(-group // lanes) * lanes, np.float32)
     for row in range(weights.shape[0]):
         for block in range(chosen.shape[1]):
@@ -181,7 +184,7 @@ def _choose_symmetric(weights: Any, group: int, candidates: Any, codes: Any, cho
             coded = codes[row, block * group : (block + 1) * group]
             for column in range(values.size):
                 code = min(max(np.rint(values[column] * inverse), floor), ceiling)
-                coded[column] = np.uint8(np.int32(code) + 8)
+                coded[column] = np.uint8(np.int32(code) + half)
             chosen[row, block] = best
 
 

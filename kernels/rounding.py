@@ -104,7 +104,7 @@ class _Search:
         least, greatest = _ranges(self.weights, self.group)
         if self.symmetric:
             largest, half = np.maximum(-least, greatest), (1 << self.bits - 1) - 1
-            finest = [half + step / 4 for step in range(5)] if self.bits == 4 else [half]
+            finest = [half + step / 4 for step in range(5)] if self.bits < 8 else [half]
             divisors = [*finest, *(half * (1 + 0.05 * step) for step in range(2 if self.bits < 8 else 1, steps))]
             scales = np.stack([positive(np.divide(largest, one, dtype=np.float32)) for one in divisors])
             return scales, np.full(scales.shape, half + 1, np.uint8)

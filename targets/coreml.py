@@ -29,7 +29,7 @@ from .coreml_package import Function
 from .coreml_weights import Records
 from .manifest import file_entry
 from .needs import needs
-from .recipes import PALETTE4
+from .recipes import PALETTES
 from .streaming import Layout, fill
 
 FOLDER = "coreml"
@@ -64,9 +64,10 @@ class Coreml:
         if self._context < self._chunk:
             faults.append(f"a state of {self._context} tokens (from {self._chunk} on)")
         if faults:
+            tables = ", ".join(form.name for form in PALETTES)
             raise RecipeError(
                 f"target 'coreml' cannot hold {', '.join(faults)} (it can: float32, float16, int8 and int4 in groups of an "
-                f"even size, {PALETTE4.name}). See: ossicle targets"
+                f"even size, symmetric int3 in groups of a multiple of 8, {tables}). See: ossicle targets"
             )
         _check_installed()
 
@@ -121,7 +122,7 @@ class Coreml:
 
 
 def precision(stage: str, recipe: Recipe) -> str:
-    """How a stage's matrices are stored: fp32, fp16, int8, int4 or palette4."""
+    """How a stage's matrices are stored: fp32, fp16, int8, int4, int3, palette4 or palette3."""
     form = recipe.main_format(stage)
     if form.kind:
         return form.kind
@@ -136,7 +137,9 @@ def _compute(recipe: Recipe) -> str:
 
 def _holds(form: WeightFormat) -> bool:
     if form.kind:
-        return form == PALETTE4
+        return form in PALETTES
+    if form.bits == 3:
+        return form.symmetric and form.group % 8 == 0
     return form.is_float or form.group % 2 == 0
 
 

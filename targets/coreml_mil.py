@@ -18,7 +18,7 @@ WEIGHTS = "@model_path/weights/weight.bin"
 
 _ELEMENTS: Mapping[str, str] = {
     "bool": "BOOL", "string": "STRING", "int32": "INT32", "float16": "FLOAT16", "float32": "FLOAT32",
-    "int8": "INT8", "uint8": "UINT8", "int4": "INT4", "uint4": "UINT4",
+    "int8": "INT8", "uint8": "UINT8", "int4": "INT4", "uint4": "UINT4", "uint3": "UINT3",
 }  # fmt: skip
 
 Shape = tuple[int | None, ...]  # None: a dimension that varies

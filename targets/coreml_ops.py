@@ -244,7 +244,7 @@ def attention(block: Block, query: Value, key: Value, value: Value, mask: Value 
     return block.one("scaled_dot_product_attention", given, query.dtype, query.shape)
 
 
-def blockwise(block: Block, data: Blob, scale: Blob, offset: Blob | None, title: str) -> Value:
+def blockwise(block: Block, data: Value | Blob, scale: Blob, offset: Blob | None, title: str) -> Value:
     """scale * (data - offset), where each scale and offset is for a block of neighbours."""
     given = {"data": data, "scale": scale} | ({"offset": offset} if offset else {})
     return block.one("constexpr_blockwise_shift_scale", given, scale.dtype, data.shape, title=title)

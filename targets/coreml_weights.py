@@ -1,7 +1,7 @@
 """Weights of a Core ML package: records of `weight.bin`, laid out before any is written, and what they become in a program.
 
 A record is a header of 64 bytes with its numbers behind it; the file begins with one that counts them. Both functions of a
-package name the same records. Four-bit numbers lie two to a byte, the first in the low half.
+package name the same records. Four-bit numbers lie two to a byte, the first in the low half; of three bits they are a stream.
 https://github.com/apple/coremltools/blob/main/mlmodel/src/MILBlob/Blob/StorageFormat.hpp
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels import groupwise, palettes
+from ..kernels import groupwise, octets, palettes
 from .contract import (
     CheckpointError,
     Float16,
@@ -38,7 +38,10 @@ _STORED: Mapping[str, tuple[int, Any]] = {
     "int8": (4, np.uint8),
     "int4": (8, np.uint8),
     "uint4": (11, np.uint8),
+    "uint3": (12, np.uint8),
 }
+_BITS: Mapping[str, int] = {"int4": 4, "uint4": 4, "uint3": 3}  # of numbers that share bytes
+_INTEGERS = "integers.3"  # the record of what three bits stand for
 
 
 @dataclass
@@ -64,10 +67,10 @@ class Records:
         """A new record, and the place of its numbers."""
         code, stored = _STORED[dtype]
         count = int(np.prod(shape, dtype=np.int64))
-        nibbles = dtype.endswith("int4")
+        bits = _BITS.get(dtype)
         head = self.layout.add(f"{name}.header", np.uint8, (HEADER,))
-        data = self.layout.add(name, stored, (-(-count // 2),) if nibbles else shape)
-        padding = 4 * (count % 2) if nibbles else 0
+        data = self.layout.add(name, stored, (-(-count * bits // 8),) if bits else shape)
+        padding = -count * bits % 8 if bits else 0
         written = struct.pack("<IIQQQ32x", _SENTINEL, code, data.size, data.offset, padding)
         self.layout.jobs.append((HEADER, lambda files: files.write(head, 0, np.frombuffer(written, np.uint8))))
         self.count += 1
@@ -85,7 +88,7 @@ class Compressed:
     data: Blob
     scale: Blob | None = None
     offset: Blob | None = None
-    tables: Blob | None = None
+    tables: Blob | None = None  # with a scale, one table of the integers that are scaled
 
 
 def matrix(block: Block, records: Records, weights: WeightStore, name: str) -> Value:
@@ -97,9 +100,11 @@ def matrix(block: Block, records: Records, weights: WeightStore, name: str) -> V
         held = records.once(name, lambda: _palettized(records, weights.source(name), form))
     else:
         held = records.once(name, lambda: _quantized(records, weights.quantized(name)))
-    if held.tables:
+    if held.tables is None:
+        return blockwise(block, held.data, held.scale, held.offset, name)
+    if held.scale is None:
         return lookup(block, held.data, held.tables, name)
-    return blockwise(block, held.data, held.scale, held.offset, name)
+    return blockwise(block, lookup(block, held.data, held.tables, f"{name}.integers"), held.scale, None, name)
 
 
 def floats(block: Block, records: Records, source: TensorSource) -> Value:
@@ -132,11 +137,14 @@ def zeros(block: Block, records: Records, count: int) -> Value:
 
 
 def _quantized(records: Records, tensor: QuantizedTensor) -> Compressed:
-    """Records of codes, scales and (asymmetric) zero points; codes signed around zero where symmetric."""
+    """Records of codes, scales and (asymmetric) zero points; codes signed around zero where symmetric.
+
+    No integer of three bits is among MIL's, but indices are: of a table of the eight integers that are scaled.
+    """
     form, rows = tensor.format, tensor.shape[0]
     width = padded(tensor)
     groups = width // form.group
-    dtype = f"{'' if form.symmetric else 'u'}int{form.bits}"
+    dtype = f"{'' if form.symmetric and form.bits > 3 else 'u'}int{form.bits}"
     parts = [
         records.place(f"{tensor.name}.codes", dtype, (rows, width)),
         records.place(f"{tensor.name}.scales", "float16", (rows, groups)),
@@ -144,8 +152,24 @@ def _quantized(records: Records, tensor: QuantizedTensor) -> Compressed:
     if not form.symmetric:
         parts.append(records.place(f"{tensor.name}.zero_points", dtype, (rows, groups)))
     blobs, slots = zip(*parts, strict=True)
-    records.layout.jobs.append((4 * rows * tensor.shape[1], lambda files: write_integers(files, tensor, slots)))
-    return Compressed(width, *blobs)
+    records.layout.jobs.append(
+        (4 * rows * tensor.shape[1], lambda files: write_integers(files, tensor, slots, octets.pack_stream))
+    )
+    tables = _integers(records) if form.bits == 3 else None
+    return Compressed(width, blobs[0], blobs[1], None if form.symmetric else blobs[2], tables)
+
+
+def _integers(records: Records) -> Blob:
+    """The table that three bits are looked up in: -4 .. 3."""
+
+    def make() -> Blob:
+        blob, slot = records.place(_INTEGERS, "float16", (1, 1, 8, 1))
+        values = np.arange(-4, 4, dtype=np.float16)
+        records.layout.jobs.append((values.nbytes, lambda files: files.write(slot, 0, values)))
+        return blob
+
+    made: Blob = records.once(_INTEGERS, make)
+    return made
 
 
 def _palettized(records: Records, source: TensorSource, form: WeightFormat) -> Compressed:
@@ -163,13 +187,22 @@ def _palettized(records: Records, source: TensorSource, form: WeightFormat) -> C
 
 def _write_palettes(files: DataFiles, source: TensorSource, height: int, slots: tuple[Slot, Slot]) -> None:
     (rows, width), (indices, levels) = source.shape, slots
-    pair = 2 * height  # rows whose nibbles end with a byte
-    step = pair * max(1, BLOCK // (pair * width))
+    whole = 8 * height  # rows whose indices end with a byte
+    step = whole * max(1, BLOCK // (whole * width))
+    bits = levels.shape[2].bit_length() - 1
     for start in range(0, rows, step):
         values = np.ascontiguousarray(source.rows(start, min(start + step, rows)))
         tables, codes = _fit(source.name, values, height, levels.shape[2])
-        files.write(indices, start * width // 2, groupwise.pack_pairs(codes.reshape(1, -1)))
+        files.write(indices, start * width * bits // 8, _packed(codes.reshape(1, -1), bits))
         files.write(levels, start // height * tables.shape[1] * 2, tables)
+
+
+def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """A row of codes of four or three bits, its last byte filled up with nought."""
+    if bits == 4:
+        return groupwise.pack_pairs(codes)
+    count = codes.shape[1]
+    return octets.pack_stream(groupwise.pad_columns(codes, count + -count % 8, 0))[:, : -(-count * bits // 8)]
 
 
 def _fit(name: str, values: Float32, height: int, levels: int) -> tuple[Float16, NDArray[np.uint8]]:

@@ -116,7 +116,7 @@ def precision(stage: str, recipe: Recipe) -> str:
 
 
 def _holds(form: WeightFormat) -> bool:
-    return not form.kind and (form.is_float or form.group in _GROUPS)
+    return not form.kind and (form.is_float or (form.bits in (8, 4) and form.group in _GROUPS))
 
 
 def save(planned: Planned, folder: Path) -> None:

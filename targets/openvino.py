@@ -56,11 +56,12 @@ class Openvino:
 
     def check(self, recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
         """Raise `RecipeError` listing everything that these stages store under the recipe and OpenVINO cannot hold."""
-        faults = [f"{form.name} for {what}" for what, form in recipe.formats(stages) if not _holds(form)]
+        faults = [f"{form.name} for {what}" for what, form in recipe.formats(stages) if not _holds(what, form)]
         if faults:
             raise RecipeError(
                 f"target 'openvino' cannot hold {', '.join(faults)} (it can: float32, float16, int8 and int4 in groups of "
-                "an even size). See: ossicle targets"
+                "an even size, and what is multiplied with in symmetric int3 in groups of a multiple of 8). "
+                "See: ossicle targets"
             )
         _check_installed()
 
@@ -87,7 +88,7 @@ class Openvino:
             inputs=_ports(model.inputs, stage.inputs),
             outputs=_ports(model.outputs, stage.outputs),
             requirements={"engine": "openvino", "version": ">=2026.0"},
-            memory=needs(stage, weights, sum(planned.layout.sizes()), width=4),
+            memory=needs(stage, weights, sum(planned.layout.sizes()) + planned.constants.unfolded, width=4),
         )
 
 
@@ -102,12 +103,14 @@ def place(stage: TracedStage, recipe: Recipe, weights: WeightStore) -> Planned:
 
 
 def precision(stage: str, recipe: Recipe) -> str:
-    """How a stage's matrices are stored: fp32, fp16, int8 or int4."""
+    """How a stage's matrices are stored: fp32, fp16, int8, int4 or int3."""
     form = recipe.main_format(stage)
     return f"fp{form.bits}" if form.is_float else f"int{form.bits}"
 
 
-def _holds(form: WeightFormat) -> bool:
+def _holds(what: str, form: WeightFormat) -> bool:
+    if form.bits == 3:
+        return not form.kind and form.symmetric and form.group % 8 == 0 and what != "embedding"
     return not form.kind and (form.is_float or form.group % 2 == 0)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels import octets
 from .contract import Float32, QuantizedTensor, TensorSource, WeightFormat, WeightStore
 from .integers import padded, write_integers
 from .streaming import Layout, Slot, write_floats
@@ -19,7 +20,7 @@ from .streaming import Layout, Slot, write_floats
 class Constant:
     """A constant of the model, as yet one of its parameters: its OpenVINO element type, and where its bytes go."""
 
-    kind: str  # "f32", "f16", "i8", "u8", "i4", "u4"
+    kind: str  # "f32", "f16", "i8", "u8", "i4", "u4", "u3"
     slot: Slot
 
 
@@ -41,12 +42,18 @@ class Constants:
     def hold(self, name: str, kind: str, shape: tuple[int, ...]) -> Slot:
         """The place of a constant of this name in the `.bin`."""
         count = int(np.prod(shape, dtype=np.int64))
-        held = (-(-count // 2),) if kind in ("i4", "u4") else shape
+        held = (-(-count * _BITS[kind] // 8),) if kind in _BITS else shape
         self.held[name] = Constant(kind, self.layout.add(name, _STORED[kind], held))
         return self.held[name].slot
 
+    @property
+    def unfolded(self) -> int:
+        """Bytes that our runtime holds beyond those stored: it makes four bits of three as it opens a model."""
+        return sum(one.slot.size for one in self.held.values() if one.kind == "u3") // 3
 
-_STORED = {"f32": np.float32, "f16": np.float16, "i8": np.uint8, "u8": np.uint8, "i4": np.uint8, "u4": np.uint8}
+
+_STORED = {"f32": np.float32, "f16": np.float16} | dict.fromkeys(("i8", "u8", "i4", "u4", "u3"), np.uint8)
+_BITS = {"i4": 4, "u4": 4, "u3": 3}  # of codes that share bytes
 
 
 def floats(constants: Constants, source: TensorSource, form: WeightFormat) -> tuple[list[Any], Any]:
@@ -77,6 +84,8 @@ def matrix(constants: Constants, tensor: QuantizedTensor) -> tuple[list[Any], An
     value = operators.convert(parts[0], half)
     if len(parts) == 3:
         value = operators.subtract(value, operators.convert(parts[2], half))
+    if tensor.format.bits == 3:
+        value = operators.subtract(value, operators.constant(np.float16(4)))
     value = operators.multiply(value, parts[1])
     flat = operators.constant(np.array([tensor.shape[0], padded(tensor)], np.int64))
     return parts, operators.convert(operators.reshape(value, flat, special_zero=False), openvino.Type.f32)
@@ -111,7 +120,7 @@ def _parts(constants: Constants, tensor: QuantizedTensor) -> list[Any]:
     """Parameters for the codes, the scales and (asymmetric) the zero points of a tensor, their bytes placed."""
     form, count = tensor.format, tensor.shape[0]
     groups = padded(tensor) // form.group
-    kind = f"{'i' if form.symmetric else 'u'}{form.bits}"
+    kind = f"{'i' if form.symmetric and form.bits > 3 else 'u'}{form.bits}"
     names = [f"{tensor.name}.{part}" for part in ("codes", "scales", "zero_points")]
     parts = [
         constants.add(names[0], kind, (count, groups, form.group)),
@@ -120,7 +129,9 @@ def _parts(constants: Constants, tensor: QuantizedTensor) -> list[Any]:
     if not form.symmetric:
         parts.append(constants.add(names[2], kind, (count, groups, 1)))
     slots = [constants.held[name].slot for name in names[: len(parts)]]
-    constants.layout.jobs.append((4 * count * tensor.shape[1], lambda files: write_integers(files, tensor, slots)))
+    constants.layout.jobs.append(
+        (4 * count * tensor.shape[1], lambda files: write_integers(files, tensor, slots, octets.pack_split))
+    )
     return parts
 
 

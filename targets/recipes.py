@@ -13,16 +13,19 @@ INT8_WIDE = WeightFormat(8, 128)
 INT4 = WeightFormat(4, 32)
 INT4_ASYMMETRIC = WeightFormat(4, 32, symmetric=False)
 INT4_WIDE = WeightFormat(4, 128)
+INT3 = WeightFormat(3, 32)
 FLOAT8 = WeightFormat(8, kind="float8_e4m3fn")  # with a float16 scale for every row
 PALETTE4 = WeightFormat(4, kind="palette4")  # codes into sixteen float16 levels, which sixteen rows share
+PALETTE3 = WeightFormat(3, kind="palette3")  # into eight
+PALETTES = (PALETTE4, PALETTE3)
 
 # Engines add float32 numbers up in their own order. ONNX Runtime stays within 1e-4 of torch on the shipped model,
 # llama.cpp goes a little beyond in long recordings.
 _FLOAT32_LOGITS = 3e-4
 
 
-def _int4(name: str, form: WeightFormat) -> Recipe:
-    """Four bits for what is read at every token; eight for the encoder, and for the embedding, which is only looked up."""
+def _integers(name: str, form: WeightFormat, *, wer: float = 0.02) -> Recipe:
+    """Few bits for what is read at every token; eight for the encoder, and for the embedding, which is only looked up."""
     return Recipe(
         name,
         encoder=INT8,
@@ -30,7 +33,20 @@ def _int4(name: str, form: WeightFormat) -> Recipe:
         decoder=form,
         lm_head=form,
         integer_activations=True,
-        thresholds=Thresholds(kl=0.05, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.95, wer=0.02),
+        thresholds=Thresholds(kl=0.05, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.95, wer=wer),
+    )
+
+
+def _palette(name: str, form: WeightFormat, *, wer: float) -> Recipe:
+    """Core ML's own: codes into tables for what is read at every token, the rest as the integer recipes have it."""
+    return Recipe(
+        name,
+        encoder=INT8,
+        embedding=INT8,
+        decoder=form,
+        lm_head=form,
+        compute="float16",
+        thresholds=Thresholds(kl=0.05, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.95, wer=wer),
     )
 
 
@@ -80,9 +96,10 @@ RECIPES: Mapping[str, Recipe] = {
             integer_activations=True,
             thresholds=Thresholds(kl=2e-3, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.98, wer=0.01),
         ),
-        _int4("int4", INT4),
-        _int4("int4-asymmetric", INT4_ASYMMETRIC),
-        _int4("int4-g128", INT4_WIDE),
+        _integers("int4", INT4),
+        _integers("int4-asymmetric", INT4_ASYMMETRIC),
+        _integers("int4-g128", INT4_WIDE),
+        _integers("int3", INT3, wer=0.04),
         Recipe(
             "fp8",
             encoder=FLOAT8,
@@ -92,15 +109,8 @@ RECIPES: Mapping[str, Recipe] = {
             compute="float16",
             thresholds=Thresholds(kl=0.02, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.95, wer=0.02),
         ),
-        Recipe(
-            "palette4",
-            encoder=INT8,
-            embedding=INT8,
-            decoder=PALETTE4,
-            lm_head=PALETTE4,
-            compute="float16",
-            thresholds=Thresholds(kl=0.05, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.95, wer=0.02),
-        ),
+        _palette("palette4", PALETTE4, wer=0.02),
+        _palette("palette3", PALETTE3, wer=0.04),
         Recipe(
             "bf16",
             encoder=FLOAT32,  # which holds bfloat16 exactly, and which other engines than llama.cpp can run

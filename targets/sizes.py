@@ -6,9 +6,8 @@ from math import prod
 from ..kernels import palettes
 from . import gguf, tensorrt
 from .contract import Recipe, WeightFormat, WeightStore
-from .recipes import FLOAT8, PALETTE4
+from .recipes import FLOAT8, INT3, PALETTES
 
-_LEVELS = 16  # float16 numbers in a palette
 _HEAD = 12_000
 _BESIDE = {  # bytes a layer of the audio encoder, and of the decoder
     "onnx": (32_000, 14_000),
@@ -56,6 +55,15 @@ def adapter_bytes(target: str, numbers: int, recipe: Recipe) -> int:
     return numbers * width.get(target, 0)
 
 
+def unfolded_bytes(target: str, names: Sequence[str], weights: WeightStore) -> int:
+    """Bytes that a target's engine holds beyond those stored: OpenVINO has four bits of three in memory."""
+    if target != "openvino":
+        return 0
+    held = [weights.source(name).shape for name in names if weights.format(name) == INT3]
+    numbers = sum(int(prod(shape[:-1])) * -(-shape[-1] // INT3.group) * INT3.group for shape in held)
+    return numbers // 8
+
+
 def embedding_bytes(target: str, name: str, recipe: Recipe, weights: WeightStore) -> int:
     """Bytes of the token embedding, whichever file of the target it is in."""
     if target == "gguf":
@@ -77,8 +85,9 @@ def tensor_bytes(shape: tuple[int, ...], form: WeightFormat, width: int, scale: 
     """Bytes of one weight; `width` is that of a float, `scale` that of a scale, `whole`: the last group is filled up."""
     if form == FLOAT8:
         return prod(shape) + shape[0] * width
-    if form == PALETTE4:
-        return prod(shape) // 2 + shape[0] // palettes.height(shape[0]) * _LEVELS * 2
+    if form in PALETTES:
+        tables = shape[0] // palettes.height(shape[0])
+        return -(-prod(shape) * form.bits // 8) + tables * 2 * (1 << form.bits)
     if form.is_float:
         return prod(shape) * min(width, form.bits // 8)
     rows, groups = prod(shape[:-1]), -(-shape[-1] // form.group)

@@ -101,7 +101,7 @@ def precision(stage: str, recipe: Recipe) -> str:
 
 
 def _holds(form: WeightFormat) -> bool:
-    return form == FLOAT8 or (not form.kind and (form.is_float or form.symmetric))
+    return form == FLOAT8 or (not form.kind and (form.is_float or (form.symmetric and form.bits in (8, 4))))
 
 
 def _looks_up(form: WeightFormat) -> bool:

@@ -35,10 +35,10 @@ class TensorSource(Protocol):
 class WeightFormat:
     """How the numbers of a weight are stored.
 
-    Without a `kind`, `bits` 32 and 16 are IEEE floats, and 8 and 4 are groupwise integers along the last axis: `group`
+    Without a `kind`, `bits` 32 and 16 are IEEE floats, and 8, 4 and 3 are groupwise integers along the last axis: `group`
     neighbours share one float16 scale (and one zero point unless `symmetric`). A `kind` names a format of its own:
-    "bfloat16", "float8_e4m3fn" with a float16 scale for every row, "palette4" with a table of levels for every few rows, or
-    one of GGUF's blocks of `group` neighbours, whose levels have so many bits ("Q4_K", "Q6_K", ...).
+    "bfloat16", "float8_e4m3fn" with a float16 scale for every row, "palette4" and "palette3" with a table of levels for every
+    few rows, or one of GGUF's blocks of `group` neighbours, whose levels have so many bits ("Q4_K", "Q6_K", ...).
     """
 
     bits: Literal[32, 16, 8, 6, 5, 4, 3]

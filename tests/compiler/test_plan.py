@@ -14,7 +14,7 @@ from ossicle.compiler.plan import Model, described, holds, plan, size
 from ossicle.targets import registry
 from ossicle.targets.contract import CheckpointError, OssicleError, WeightFormat
 from ossicle.targets.devices import DEVICES, USABLE, Device, device
-from ossicle.targets.recipes import FLOAT8, RECIPES
+from ossicle.targets.recipes import FLOAT8, PALETTE3, RECIPES
 from ossicle.targets.sizes import tensor_bytes
 from typer.testing import CliRunner
 
@@ -63,6 +63,15 @@ def test_a_weight_takes_its_codes_scales_and_zero_points() -> None:
     assert tensor_bytes((10, 96), WeightFormat(8, 32, symmetric=False), 4, 4, True) == 10 * (96 + 3 * 4 + 3)
     assert tensor_bytes((3, 4, 5), WeightFormat(16), 2, 2, True) == 120
     assert tensor_bytes((10, 96), FLOAT8, 2, 2, True) == 10 * 96 + 20
+    assert tensor_bytes((10, 100), WeightFormat(3, 32), 2, 2, True) == 10 * (128 * 3 // 8 + 4 * 2)
+    assert tensor_bytes((32, 96), PALETTE3, 2, 2, True) == 32 * 96 * 3 // 8 + 2 * 8 * 2
+
+
+def test_three_bits_take_the_memory_of_four_on_openvino() -> None:
+    three, four = (size(MINI, "openvino", RECIPES[name], 8192) for name in ("int3", "int4"))
+    assert three.stored["openvino decoder"] < 0.8 * four.stored["openvino decoder"]
+    assert three.memory(8192) == four.memory(8192)
+    assert size(MINI, "coreml", RECIPES["int3"], 8192).decoder < 0.8 * four.decoder
 
 
 def test_every_recipe_is_planned_in_the_targets_that_hold_it() -> None:

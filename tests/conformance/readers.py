@@ -133,10 +133,15 @@ def _columns(node: openvino.Node) -> int:
 
 
 def _constant(node: openvino.Node) -> np.ndarray:
-    """Numbers of a constant as float32; four-bit ones unpacked by hand, the even one in the low half of a byte."""
+    """Numbers of a constant as float32; four-bit ones unpacked by hand, the even one in the low half of a byte.
+
+    Three-bit ones by OpenVINO, less the four that is subtracted of them.
+    """
     kind, shape = node.get_element_type().get_type_name(), tuple(node.shape)
     if kind in ("i8", "u8"):
         return node.data.astype(np.float32)
+    if kind == "u3":
+        return node.get_data(dtype=np.float32) - 4
     codes = _unpacked(node.data.reshape(1, -1), 4).ravel()[: int(np.prod(shape))].reshape(shape).astype(np.float32)
     return np.where(codes > 7, codes - 16, codes) if kind == "i4" else codes
 
@@ -209,17 +214,25 @@ def _program_weights(path: Path) -> dict[str, np.ndarray]:
     function = next(iter(program.functions.values()))
     operations = function.block_specializations[function.opset].operations
     reader = _BlobStorageReader(str(path.parent / "weights" / "weight.bin"))
+    dense: dict[str, np.ndarray] = {}
     widths = {value.name: _shape(value.type)[-1:] for value in (*function.inputs, *_results(operations))}
     weights = {}
     for operation in operations:
         name = operation.attributes["name"].immediateValue.tensor.strings.values[0]
         if operation.type.startswith("constexpr"):
-            given = {key: _blob(reader, one.arguments[0].value) for key, one in operation.inputs.items()}
-            dense = _multiplied_out(given) if "data" in given else _looked_up(given)
-            weights[name] = dense[:, : _used_columns(operation.outputs[0].name, operations, widths)]
+            made, entries = operation.outputs[0].name, operation.inputs.items()
+            given = {key: _given(reader, one.arguments[0], dense) for key, one in entries}
+            dense[made] = _multiplied_out(given) if "data" in given else _looked_up(given)
+            if not name.endswith(".integers"):
+                weights[name] = dense[made][:, : _used_columns(made, operations, widths)]
         elif operation.attributes["val"].WhichOneof("value") == "blobFileValue":
             weights[name] = _blob(reader, operation.attributes["val"]).astype(np.float32)
     return weights
+
+
+def _given(reader, argument, dense: dict[str, np.ndarray]) -> np.ndarray:
+    """What an operation is given: a record, or the result of another."""
+    return dense[argument.name] if argument.WhichOneof("binding") == "name" else _blob(reader, argument.value)
 
 
 def _blob(reader, value) -> np.ndarray:

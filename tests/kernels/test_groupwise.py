@@ -33,20 +33,23 @@ def test_int8_is_ggml_q8_0(scale):
     )
 
 
-def test_int4_is_never_worse_than_the_plain_scale():
-    weights = GENERATOR.standard_normal((128, 512)).astype(np.float32)
-    codes, scales = groupwise.quantize_symmetric(weights, 4, 32)
-    ours = groupwise.dequantize(codes, scales, None, 4, 32)
+@pytest.mark.parametrize("bits", [4, 3])
+def test_few_bits_are_never_worse_than_the_plain_scale(bits):
+    weights, half = GENERATOR.standard_normal((128, 512)).astype(np.float32), 2 ** (bits - 1)
+    codes, scales = groupwise.quantize_symmetric(weights, bits, 32)
+    ours = groupwise.dequantize(codes, scales, None, bits, 32)
     grouped = weights.reshape(128, 16, 32)
-    plain = (np.abs(grouped).max(2, keepdims=True) / 7).astype(np.float16).astype(np.float32)
-    theirs = np.clip(np.rint(grouped / plain), -8, 7) * plain
+    plain = (np.abs(grouped).max(2, keepdims=True) / (half - 1)).astype(np.float16).astype(np.float32)
+    theirs = np.clip(np.rint(grouped / plain), -half, half - 1) * plain
     errors = ((ours.reshape(grouped.shape) - grouped) ** 2).sum(2), ((theirs - grouped) ** 2).sum(2)
     assert np.all(errors[0] <= errors[1] * 1.0001)
     assert errors[0].sum() < 0.97 * errors[1].sum()
 
 
 @settings(max_examples=60)
-@given(MATRICES, st.sampled_from([(8, True), (4, True), (4, False), (8, False)]), st.sampled_from([16, 32, 128]))
+@given(
+    MATRICES, st.sampled_from([(8, True), (4, True), (3, True), (4, False), (8, False)]), st.sampled_from([16, 32, 128])
+)
 def test_every_weight_comes_back_within_half_a_step(weights, form, group):
     bits, symmetric = form
     codes, scales, zero_points = quantize(weights, bits, group, symmetric)
@@ -55,7 +58,7 @@ def test_every_weight_comes_back_within_half_a_step(weights, form, group):
     back = groupwise.dequantize(codes, scales, zero_points, bits, group)
     step = np.repeat(scales.astype(np.float32), group, axis=1)[:, : weights.shape[1]]
     slack = 1.02 if symmetric else 2.04  # float16 scales; a rounded zero point moves a whole range by half a step
-    clipped = 2.0 if (bits, symmetric) == (4, True) else 1.0  # a scale of largest / 8 cuts off at code 7
+    clipped = 2.0 if form in [(4, True), (3, True)] else 1.0  # a scale of largest / 8, or 4, cuts off at code 7, or 3
     # scales of tiny weights are float16 subnormals, 2^-24 apart, and Q8_0 rounds up to 127 times before they are
     tiny = 128 * 2.0**-25 if form == (8, True) else 2.0**-24
     bound = 0.5 * step * slack * clipped + np.abs(weights) * 2e-3 + tiny
@@ -87,7 +90,7 @@ def test_a_weight_beyond_float16_is_refused():
         groupwise.quantize_symmetric(np.full((1, 32), 1e9, np.float32), 4, 32)
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), [(8, True), (4, True), (4, False)])
+@pytest.mark.parametrize(("bits", "symmetric"), [(8, True), (4, True), (3, True), (4, False)])
 def test_zeros_stay_zeros(bits, symmetric):
     codes, scales, zero_points = quantize(np.zeros((3, 64), np.float32), bits, 32, symmetric)
     assert not groupwise.dequantize(codes, scales, zero_points, bits, 32).any()

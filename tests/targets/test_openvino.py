@@ -1,8 +1,10 @@
 """OpenVINO models: the integers are those of ONNX and stay compressed in the engine; the same inputs give the same bytes."""
 
+import math
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,12 +20,13 @@ from openvino._offline_transformations import paged_attention_transformation
 from ossicle.compiler.pipeline import Silent, build
 from ossicle.compiler.trace import trace
 from ossicle.kernels import groupwise
+from ossicle.runtimes import openvino_models
 from ossicle.targets import manifest as manifests
 from ossicle.targets import openvino_graph
 from ossicle.targets.contract import BuildError, QuantizedRows, QuantizedTensor, RecipeError, WeightFormat
 from ossicle.targets.openvino import STATELESS, STEMS, Openvino
 from ossicle.targets.openvino_core import core
-from ossicle.targets.recipes import RECIPES
+from ossicle.targets.recipes import INT3, RECIPES
 from ossicle.targets.streaming import fill
 from ossicle.tests import checkpoints
 
@@ -108,6 +111,34 @@ def test_matrices_stay_compressed_in_the_engine(bundle: Path, stage: str) -> Non
     assert kinds.keys() <= {f"i{bits}", f"u{bits}"}
 
 
+def test_three_bits_are_four_in_the_engine_once_our_runtime_has_read_them(tmp_path: Path) -> None:
+    """The plugin alone makes floats of them; the numbers are the same. The manifest tells of the memory of four."""
+    decoder = trace("voxtral", checkpoints.tiny_config(), 128).stage("decoder")
+    artifact = Openvino().lower(decoder, RECIPES["int3"], Random(INT3), tmp_path, Silent())
+    root, kinds, logits = tmp_path / "openvino", [], []
+    embeddings = np.random.default_rng(0).standard_normal((1, 5, 48)).astype(np.float32)
+    inputs = past(1) | {
+        "inputs_embeds": embeddings,
+        "attention_mask": np.ones((1, 5), np.int64),
+        "position_ids": np.arange(5)[None],
+    }
+    for read in (core().read_model, partial(openvino_models.read, core())):
+        model = core().compile_model(read(root / f"{STATELESS}.xml", root / f"{STEMS['decoder']}.bin"), "CPU", EXACT)
+        products = [node for node in model.get_runtime_model().get_ops() if kind(node) == "FullyConnected"]
+        kinds.append({node.input(1).get_element_type().get_type_name() for node in products})
+        logits.append(model(inputs)["logits"])
+    assert kinds == [{"f32"}, {"i4"}]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
+    codes = [node for node in core().read_model(root / f"{STEMS['decoder']}.xml").get_ops() if three_bits(node)]
+    assert len(codes) == 7 * 2 + 1
+    stored = (root / f"{STEMS['decoder']}.bin").stat().st_size
+    assert artifact.memory.weights == stored + sum(math.prod(node.shape) for node in codes) // 8
+
+
+def three_bits(node: openvino.Node) -> bool:
+    return node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.u3
+
+
 def layers(model: openvino.Model) -> Counter[str]:
     return Counter(kind(node) for node in model.get_ops())
 
@@ -156,23 +187,25 @@ def test_encoder_attention_is_not_taken_apart_in_the_engine(bundle: Path) -> Non
 
 def test_both_forms_of_the_decoder_are_one_set_of_weights(bundle: Path) -> None:
     root, random = bundle / "openvino", np.random.default_rng(0)
-    told = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     inputs = {
         "inputs_embeds": random.standard_normal((2, 7, 48)).astype(np.float32),
         "attention_mask": np.array([[1] * 7, [0] * 3 + [1] * 4]),
         "position_ids": np.array([range(7), [0, 0, 0, *range(4)]]),
     }
-    past = {
-        f"past_key_values.{i}.{part}": np.zeros((2, 2, 0, 16), np.float32) for i in (0, 1) for part in ("key", "value")
-    }
     data = root / f"{STEMS['decoder']}.bin"
-    stateless = core().compile_model(core().read_model(root / f"{STATELESS}.xml", data), "CPU", told)(inputs | past)
-    stateful = core().compile_model(root / f"{STEMS['decoder']}.xml", "CPU", told).create_infer_request()
+    stateless = core().compile_model(core().read_model(root / f"{STATELESS}.xml", data), "CPU", EXACT)(inputs | past(2))
+    stateful = core().compile_model(root / f"{STEMS['decoder']}.xml", "CPU", EXACT).create_infer_request()
     logits = stateful.infer(inputs | {"beam_idx": np.arange(2, dtype=np.int32)})["logits"]
     np.testing.assert_allclose(logits[:, 3:], stateless["logits"][:, 3:], atol=1e-4)
     for variable in stateful.query_state():
         name = variable.name.partition("present")[2]
         np.testing.assert_allclose(variable.state.data, stateless[f"present{name}"], atol=1e-5)
+
+
+def past(rows: int) -> dict[str, np.ndarray]:
+    """The keys and values of no tokens."""
+    names = [f"past_key_values.{layer}.{part}" for layer in (0, 1) for part in ("key", "value")]
+    return {name: np.zeros((rows, 2, 0, 16), np.float32) for name in names}
 
 
 def test_models_carry_no_path_and_no_counter_of_the_process(bundle: Path) -> None:
@@ -196,6 +229,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 INT4 = WeightFormat(4, 32)
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 
 
 class Random:
@@ -297,6 +331,16 @@ def graph(rows: int, columns: int, gather: bool) -> openvino.Model:
         turned = operators.transpose(weight, operators.constant(np.array([1, 0], np.int64)))
         result = operators.matmul(given_, turned, False, False)
     return openvino.Model([operators.result(result)], [given_, weight])
+
+
+def test_three_bits_that_are_looked_up_or_have_zero_points_are_refused() -> None:
+    recipe = replace(
+        RECIPES["int3"], embedding=INT3, decoder=replace(INT3, symmetric=False), lm_head=WeightFormat(3, 12)
+    )
+    with pytest.raises(
+        RecipeError, match=r"int3-g32 for embedding, int3-g32-asymmetric for decoder, int3-g12 for lm_head"
+    ):
+        Openvino().check(recipe)
 
 
 def test_what_it_cannot_hold_is_refused_part_by_part() -> None:
