@@ -1,19 +1,21 @@
 """Bits spent by what matrices lose, beside uniform recipes and llama.cpp's mixes in the same bytes: the shipped model.
 
-    python benchmarks/budget.py [--rank] [--cache DIR]
+    python benchmarks/budget.py [--tables openvino,gguf,solved,rank] [--cache DIR]
 
 The recordings are cut in two halves. What matrices lose is measured on one half, and the model that is made by it hears the
 other, so that every recording is heard by a model that was made without it. The numbers are those that every target stores,
 computed with in torch float32; the divergence is of teacher-forced logits. A budget is what a uniform recipe takes, all files
 of the target counted; the last column leaves the encoder in int8, as all these recipes have it, so that only the decoder's
-bytes are spent anew. `--rank` also measures the divergence that each matrix makes alone, against what was expected of it.
+bytes are spent anew. `solved` is a budget whose integers gptq makes, beside the recipe's by gptq and both by nearest; `rank`
+the divergence that each matrix makes alone, against what was expected of it. With a cache a run goes on where it ended.
 """
 
 import argparse
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from ossicle.compiler.choices import Choices, uniform
 from ossicle.compiler.families import family
 from ossicle.compiler.figures import divergence
 from ossicle.compiler.quantize import Weights, weights_of
+from ossicle.compiler.quantize_on_speech import quantize
 from ossicle.compiler.readings import Reading, reading_at
 from ossicle.compiler.reference import Original
 from ossicle.compiler.speech import Clip
@@ -34,6 +37,8 @@ from ossicle.targets.contract import Recipe, WeightFormat
 from ossicle.targets.recipes import FLOAT32, INT4, INT8, recipe
 
 UNIFORM = ("int4-g128", "int4", "int4-asymmetric", "int8")
+HALF_WAY = "int4-asymmetric", "int8"
+SOLVED = ("int4",)
 MIXES = ("q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k")
 ENCODER = ("encoder", "projector")
 
@@ -44,17 +49,29 @@ class Ear:
 
     checkpoint: Checkpoint
     readings: Sequence[Reading]
+    folder: Path  # where figures are kept, and integers that gptq made
     _prompts: dict[tuple[str, str | None], list[int]] = field(default_factory=dict)
-    _held: dict[str, WeightFormat] = field(default_factory=dict)  # what a matrix's numbers are in, where not in float32
+    _held: dict[str, tuple[WeightFormat, str]] = field(
+        default_factory=dict
+    )  # a matrix's numbers, where not the original's
     _audio: dict[Any, list[Any]] = field(default_factory=dict)
 
     @cached_property
     def original(self) -> Original:
         return Original(self.checkpoint)
 
-    def kl(self, weights: Weights, half: int, only: str | None = None) -> NDArray[np.float64]:
-        """The divergence of every position of a half's recordings; `only`: of that matrix's rounding alone."""
-        self._round(weights, only)
+    def kl(self, chosen: Recipe, half: int, only: str | None = None) -> tuple[float, int]:
+        """The mean divergence over a half's positions, and how many there are; `only`: of that matrix's rounding alone."""
+        told = json.dumps([asdict(chosen), half, only], sort_keys=True)
+        path = self.folder / f"kl-{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+        if not path.is_file():
+            found = self._heard(chosen, half, only)
+            path.write_text(json.dumps([float(found.mean()), len(found)]))
+        mean, count = json.loads(path.read_text())
+        return mean, count
+
+    def _heard(self, chosen: Recipe, half: int, only: str | None) -> NDArray[np.float64]:
+        self._round(self._weights(chosen, half), chosen, half, only)
         found = []
         for reading, audio in zip(self.readings[half::2], self._encoded(half), strict=True):
             replies = [reply for reply in reading.replies if reply.logits is not None]
@@ -65,26 +82,31 @@ class Ear:
             found.append(divergence(np.concatenate(expected), np.concatenate(logits)))
         return np.concatenate(found)
 
-    def _round(self, weights: Weights, only: str | None) -> None:
+    def _weights(self, chosen: Recipe, half: int) -> Weights:
+        """The recipe's numbers; those that gptq makes are made on the other half."""
+        if chosen.quantizer == "nearest":
+            return weights_of(self.checkpoint, chosen)
+        told = hashlib.sha256(json.dumps(asdict(chosen), sort_keys=True).encode()).hexdigest()[:16]
+        path = self.folder / f"made-{told}-{half}.safetensors"
+        if not path.is_file():
+            quantize(self.checkpoint, chosen, chosen.quantizer, path, listed(self.folder, half))
+        return weights_of(open_checkpoint(shipped("model"), quantized=path), chosen)
+
+    def _round(self, weights: Weights, chosen: Recipe, half: int, only: str | None) -> None:
+        made = "" if chosen.quantizer == "nearest" else f"{half} {chosen}"
         for name, source in self.checkpoint.tensors.items():
             form = weights.format(name) if only in (None, name) else FLOAT32
-            if self._held.get(name, FLOAT32) != form:
-                torch_model.fill(
-                    self.original.model, name, source if form == FLOAT32 else stored.Rounded(name, weights)
-                )
-                self._held[name] = form
+            key = form, "" if form.is_float else made
+            if self._held.get(name, (FLOAT32, "")) != key:
+                numbers = source if form == FLOAT32 else stored.Rounded(name, weights)
+                torch_model.fill(self.original.model, name, numbers)
+                self._held[name] = key
 
     def _encoded(self, half: int) -> list[Any]:
         """The recordings as the encoder, as it is now, hears them."""
         part = family(self.checkpoint.family).part
-        key = (
-            half,
-            tuple(
-                (name, form)
-                for name, form in sorted(self._held.items(), key=lambda one: one[0])
-                if part(name) in ENCODER
-            ),
-        )
+        held = sorted(self._held.items(), key=lambda one: one[0])
+        key = half, tuple((name, one) for name, one in held if part(name) in ENCODER)
         if key not in self._audio:
             self._audio[key] = [self.original._encode(reading.logmel) for reading in self.readings[half::2]]
         return self._audio[key]
@@ -98,25 +120,24 @@ class Ear:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rank", action="store_true", help="measure every matrix by itself, too")
-    parser.add_argument("--target", default="openvino,gguf", help="openvino, gguf or both")
-    parser.add_argument("--cache", type=Path, help="keep the original's readings and the losses here")
+    parser.add_argument("--tables", default="openvino,gguf,solved,rank", help="what is measured (default: %(default)s)")
+    parser.add_argument("--cache", type=Path, help="keep the original's readings, the losses and all figures here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.cache or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = open_checkpoint(shipped("model"))
-        ear = Ear(checkpoint, read(checkpoint, folder))
+        ear = Ear(checkpoint, read(checkpoint, folder), folder)
         choices = {target: Choices.of(checkpoint, (target,)) for target in ("openvino", "gguf")}
         losses = [measured(checkpoint, ear.readings[1 - half :: 2], choices, folder, half) for half in range(2)]
-        if options.rank:
-            print(*ranked(ear, losses[0]), sep="\n", flush=True)
-        for target in options.target.split(","):
-            print(
-                "| budget | bytes | uniform KL | budgeted KL | expected | decoder alone |\n|---|---|---|---|---|---|",
-                flush=True,
-            )
-            for line in compared(ear, choices[target], {"openvino": UNIFORM, "gguf": MIXES}[target], losses):
+        tables = {
+            "openvino": lambda: compared(ear, choices["openvino"], UNIFORM, losses),
+            "gguf": lambda: compared(ear, choices["gguf"], MIXES, losses),
+            "solved": lambda: solved(ear, choices["openvino"], losses),
+            "rank": lambda: ranked(ear, losses[0]),
+        }
+        for name in options.tables.split(","):
+            for line in tables[name]():
                 print(line, flush=True)
 
 
@@ -134,25 +155,31 @@ def measured(
         name: tuple(dict.fromkeys(form for one in choices.values() for form in one.formats[name]))
         for name in choices["gguf"].formats
     }
-    path, listed = folder / f"losses-{half}.json", folder / f"calibration-{half}.jsonl"
+    path = folder / f"losses-{half}.json"
     if not path.is_file():
-        listed.write_text("\n".join(_entry(reading.clip) for reading in heard))
-        found, _ = sensitivity.measure(checkpoint, formats, "nearest", listed)
+        listed(folder, half).write_text("\n".join(_entry(reading.clip) for reading in heard))
+        found, _ = sensitivity.measure(checkpoint, formats, "nearest", listed(folder, half))
         path.write_text(
             json.dumps({key: {form.name: loss for form, loss in one.items()} for key, one in found.items()})
         )
     return {key: {named[form]: loss for form, loss in one.items()} for key, one in json.loads(path.read_text()).items()}
 
 
+def listed(folder: Path, half: int) -> Path:
+    """The list of the recordings that what a half hears is made on."""
+    return folder / f"calibration-{half}.jsonl"
+
+
 def compared(ear: Ear, choices: Choices, names: Sequence[str], losses: Sequence[budget.Losses]) -> Iterator[str]:
-    """A line for each budget: what a recipe takes, and what is half way from the second largest to the largest."""
-    uniform = [recipe(name) for name in names]
+    """A line for each budget: what a recipe takes, and for the shared formats one between two of them."""
+    beside = [(size_of(choices, one), one) for one in map(recipe, names)]
     if choices.targets != ("gguf",):
-        uniform.append(Recipe("int4 throughout", encoder=INT4, embedding=INT4, decoder=INT4, lm_head=INT4))
-    sizes = [(plan.size(choices.model, choices.targets[0], one, one.context).total, one) for one in uniform]
-    sizes.sort(key=lambda one: one[0])
-    half_way = (sizes[-2][0] + sizes[-1][0]) // 2, replace(sizes[-2][1], name=f"half way from {sizes[-2][1].name}")
-    for size, one in [*sizes[:-1], half_way, sizes[-1]]:
+        low, high = (size_of(choices, recipe(name)) for name in HALF_WAY)
+        beside.append(((low + high) // 2, replace(recipe(HALF_WAY[0]), name=f"half way from {' to '.join(HALF_WAY)}")))
+        least = Recipe("int4 for everything", encoder=INT4, embedding=INT4, decoder=INT4, lm_head=INT4)
+        beside.append((size_of(choices, least), least))
+    yield "| in the bytes of | bytes | its KL | budget's KL | expected | decoder alone |\n|---|---|---|---|---|---|"
+    for size, one in sorted(beside, key=lambda entry: entry[0]):
         spent = [allocated(choices, size, each) for each in losses]
         expected = np.mean([each.loss for each in spent if each.loss is not None])
         figures = [mean(ear, [one, one]), measured_of(ear, choices, spent), expected]
@@ -160,6 +187,22 @@ def compared(ear: Ear, choices: Choices, names: Sequence[str], losses: Sequence[
             kept = [allocated(choices, size, encoder_kept(choices, each)) for each in losses]
             figures.append(measured_of(ear, choices, kept))
         yield f"| {one.name} | {size:,} | {' | '.join(f'{value:.2e}' for value in figures)} |"
+
+
+def solved(ear: Ear, choices: Choices, losses: Sequence[budget.Losses]) -> Iterator[str]:
+    """A line for each recipe: its own integers and those of a budget in its bytes, by nearest and by gptq."""
+    yield "| in the bytes of | nearest | gptq | budget | budget, gptq |\n|---|---|---|---|---|"
+    for one in map(recipe, SOLVED):
+        spent = [allocated(choices, size_of(choices, one), each) for each in losses]
+        figures = []
+        for pair in ([one, one], [bits.recipe(each, choices.model.family) for each in spent]):
+            figures += [mean(ear, pair), mean(ear, [replace(each, quantizer="gptq") for each in pair])]
+        yield f"| {one.name} | {' | '.join(f'{value:.2e}' for value in figures)} |"
+
+
+def size_of(choices: Choices, one: Recipe) -> int:
+    """All files of the target, in bytes."""
+    return plan.size(choices.model, choices.targets[0], one, one.context).total
 
 
 def measured_of(ear: Ear, choices: Choices, spent: Sequence[bits.Allocation]) -> float:
@@ -183,15 +226,14 @@ def allocated(choices: Choices, size: int, losses: budget.Losses) -> bits.Alloca
 
 def mean(ear: Ear, recipes: Sequence[Recipe]) -> float:
     """The mean divergence over all recordings, each half heard by its own recipe's model."""
-    kl = [ear.kl(weights_of(ear.checkpoint, one), half) for half, one in enumerate(recipes)]
-    return float(np.concatenate(kl).mean())
+    heard = [ear.kl(one, half) for half, one in enumerate(recipes)]
+    return sum(kl * count for kl, count in heard) / sum(count for _, count in heard)
 
 
 def ranked(ear: Ear, losses: budget.Losses) -> Iterator[str]:
     """How well expected losses order the matrices by the divergence that each makes alone, on the other half."""
     for form in (INT4, INT8):
-        weights = weights_of(ear.checkpoint, uniform(form))
-        found = [float(ear.kl(weights, 0, name).mean()) for name in losses]
+        found = [ear.kl(uniform(form), 0, name)[0] for name in losses]
         expected = [one[form] for one in losses.values()]
         yield f"{form.name}: rank correlation of expected and measured divergence {spearman(expected, found):.2f}"
 

@@ -9,7 +9,7 @@ from .gguf_mixes import BFLOAT16, Q3_K, Q4_K, Q5_K, Q6_K
 FLOAT32 = WeightFormat(32)
 FLOAT16 = WeightFormat(16)
 INT8 = WeightFormat(8, 32)
-INT8_WIDE = WeightFormat(8, 128)
+INT8_G64, INT8_WIDE = WeightFormat(8, 64), WeightFormat(8, 128)
 INT4 = WeightFormat(4, 32)
 INT4_ASYMMETRIC = WeightFormat(4, 32, symmetric=False)
 INT4_WIDE = WeightFormat(4, 128)
