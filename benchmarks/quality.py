@@ -56,12 +56,13 @@ class Half:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to make the numbers, over all recordings; `size` in bytes of the decoder and head."""
+    """One way to make the numbers, over all recordings; `size` in bytes of the decoder and head, `median` of the divergence."""
 
     recipe: str
     quantizer: str
     size: int
     kl: float
+    median: float
     top1: float
     wer: float
 
@@ -82,7 +83,7 @@ def main() -> None:
             engines(options, halves, folder)
             return
         print(
-            "| recipe | integers by | decoder | KL (nats) | same top token | WER |\n|---|---|---|---|---|---|",
+            "| recipe | numbers by | decoder | KL (nats) | median KL | same top token | WER |\n|---|---|---|---|---|---|---|",
             flush=True,
         )
         for row in rows(options, halves, folder):
@@ -101,6 +102,8 @@ def rows(options: argparse.Namespace, halves: Sequence[Half], folder: Path) -> I
     for name in filter(None, options.blocks.split(",")):
         for importance in ("none", "text", "audio"):
             yield blocks(recipe(name), importance, halves, folder)
+        for quantizer in (one for one in options.quantizers.split(",") if one in ON_INPUTS):
+            yield integers(recipe(name), quantizer, halves, folder)
 
 
 def engines(options: argparse.Namespace, halves: Sequence[Half], folder: Path) -> None:
@@ -128,7 +131,7 @@ def cut(folder: Path) -> list[Half]:
 
 
 def integers(chosen: Recipe, quantizer: str, halves: Sequence[Half], folder: Path) -> Row:
-    """Groupwise integers by one quantizer."""
+    """Groupwise integers, or GGUF's blocks, by one quantizer."""
     asked = replace(chosen, quantizer=quantizer)
     opened = []
     for half in halves:
@@ -180,7 +183,8 @@ def measured(chosen: Recipe, label: str, opened: Sequence[Checkpoint], halves: S
     positions = sum(count for _, count in top)
     size = _decoder_bytes(opened[0], chosen)
     same = sum(share * count for share, count in top) / positions
-    return Row(chosen.name, label, size, float(np.concatenate(kl).mean()), same, word_errors(pairs).rate)
+    found = np.concatenate(kl)
+    return Row(chosen.name, label, size, float(found.mean()), float(np.median(found)), same, word_errors(pairs).rate)
 
 
 def _embeddings(rounded: Original, chosen: Recipe, half: Half) -> list[Float32]:
@@ -202,9 +206,8 @@ def _entry(clip: Clip) -> str:
 
 
 def _line(row: Row) -> str:
-    return (
-        f"| {row.recipe} | {row.quantizer} | {row.size / 1e6:.2f} MB | {row.kl:.2e} | {row.top1:.2%} | {row.wer:.2%} |"
-    )
+    figures = f"{row.kl:.2e} | {row.median:.2e} | {row.top1:.2%} | {row.wer:.2%}"
+    return f"| {row.recipe} | {row.quantizer} | {row.size / 1e6:.2f} MB | {figures} |"
 
 
 if __name__ == "__main__":

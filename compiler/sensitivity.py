@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import kquants, rounding
 from ..targets.contract import CheckpointError, Float32, Progress, TensorSource, WeightFormat
 from . import quantizers
 from . import speech as recordings
@@ -55,14 +54,12 @@ class _Weighing:
         if form.is_float:
             return narrowed(values, form)
         try:
-            if form.is_block:
-                return kquants.dequantize(kquants.quantize(values, form.kind, importance), form.kind)
-            found = quantizers.rows(0, values, form, quantizers.without_inputs(self.quantizers[name]), importance)
+            found = quantizers.found(values, form, quantizers.without_inputs(self.quantizers[name]), importance)
         except ValueError as reason:
             raise CheckpointError(
                 f"tensor '{name}' cannot be stored as {form.name}: {reason}. Repair the checkpoint, or build with --quant fp32"
             ) from reason
-        return rounding.dequantize(quantizers.codes(found, form), form.group)[:, : values.shape[1]]
+        return quantizers.numbers(found, form)
 
 
 def measure(
