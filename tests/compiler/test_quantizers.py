@@ -249,6 +249,12 @@ def test_mse_is_weighed_by_a_calibration(folder: Path, spoken: Path, tmp_path: P
             r"no meaning for the decoder of recipe 'q4_k_m', which stores Q4_K, Q6_K.*GGUF's blocks have ggml's search, "
             r"weighed with --imatrix FILE, or gptq, awq, awq-gptq: ossicle quantize .* --quant q4_k_m",
         ),
+        (
+            "q3_k_m",
+            {"quantizer": "hqq"},
+            r"'hqq' has no meaning for recipe 'q3_k_m', which stores Q3_K, .*ggml's search",
+        ),
+        ("q3_k_m", {"quantizer": "gptq"}, r"ossicle quantize CHECKPOINT --quantizer gptq --quant q3_k_m"),
         ("int8", {"quantized": "gptq"}, r"made for recipe 'int4'.*Build with --quant int4"),
         ("int4", {"quantized": "gptq", "quantizer": "awq"}, r"is of quantizer 'gptq', not 'awq'"),
     ],
