@@ -79,6 +79,8 @@ def test_every_recipe_is_planned_in_the_targets_that_hold_it() -> None:
     assert ("gguf", "q4_k_m") in found
     assert ("onnx", "q4_k_m") not in found
     assert {target for target, recipe in found if recipe == "fp8"} == {"tensorrt"}
+    assert {target for target, recipe in found if recipe == "int3"} == {"openvino", "coreml"}
+    assert {target for target, recipe in found if recipe == "palette3"} == {"coreml"}
     assert holds("coreml", RECIPES["palette4"])
     assert not holds("tensorrt", RECIPES["palette4"])
 

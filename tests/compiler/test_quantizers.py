@@ -18,9 +18,10 @@ from ossicle.compiler.provenance import check_source
 from ossicle.compiler.quantize import weights_of
 from ossicle.compiler.quantize_on_speech import quantize
 from ossicle.compiler.safetensors import read_header
+from ossicle.kernels import gptq, groupwise
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import BuildError, QuantizedRows, RecipeError, VerificationError
-from ossicle.targets.recipes import RECIPES
+from ossicle.targets.recipes import INT3, RECIPES
 from ossicle.tests import checkpoints
 
 AUDIO = {
@@ -74,6 +75,21 @@ def test_a_file_has_every_matrix(name: str, folder: Path, files: dict[str, Path]
         rounded = stored.Rounded(one, weights).rows(0, made.tensors[one].shape[0])
         exact = weights.source(one).rows(0, made.tensors[one].shape[0])
         assert np.linalg.norm(rounded - exact) < 0.2 * np.linalg.norm(exact)
+
+
+def test_three_bits_by_gptq_lose_less_than_by_nearest_and_lie_two_to_a_byte_in_a_file() -> None:
+    random = np.random.default_rng(0)
+    weights, inputs = (random.standard_normal(shape).astype(np.float32) for shape in ((24, 80), (400, 80)))
+    inputs[:, 1:] += inputs[:, :-1]
+    hessian = inputs.T @ inputs / len(inputs)
+    found = gptq.Solver(hessian, INT3.bits, INT3.group, INT3.symmetric).quantize(weights)
+    nearest = quantizers.codes(quantizers.rows(0, weights, INT3, "nearest", None), INT3)
+    assert set(np.unique(found.codes)) == set(range(8))
+    assert gptq.error(weights, hessian, found, 32) < 0.7 * gptq.error(weights, hessian, nearest, 32)
+    held = quantized.entries(found, INT3)
+    expected = quantized.layouts({"m": (24, 80)}, {"m": INT3}, {}, {})
+    assert {f"m.{key}": array.shape for key, array in held.items()} == {key: one.shape for key, one in expected.items()}
+    assert np.array_equal(groupwise.unpack_pairs(held["codes"], 80), found.codes)
 
 
 def test_a_file_is_the_same_bytes_each_time(folder: Path, spoken: Path, files: dict[str, Path], tmp_path: Path) -> None:
