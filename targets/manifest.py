@@ -118,7 +118,7 @@ class Manifest:
     runtime_adapters: tuple[RuntimeAdapter, ...] = ()
     imatrix: BundleFile | None = None  # what the rounding of blocks was weighed by; not in the bundle
     quantized: BundleFile | None = None  # the quantized weights that it was made with; not in the bundle
-    verification: Mapping[str, Any] = field(default_factory=dict)  # by target; see compiler/verify.py
+    verification: Mapping[str, Any] = field(default_factory=dict)  # by target; see compiler/marking.py
     version: int = VERSION
 
 
