@@ -3,11 +3,14 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from ossicle.targets.locks import taken
 
 # Before anything is imported, so that processes that tests start have it too.
 os.environ["OSSICLE_MEASURE"] = "0"
@@ -27,6 +30,22 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 _ALONE = ("no-sandbox", "headless", "disable-gpu", "disable-quic", "no-first-run")
 _SILENT = ("disable-background-networking", "disable-component-update", "disable-sync")
 _SPEAKING = ("use-fake-ui-for-media-stream", "use-fake-device-for-media-stream")
+
+
+@pytest.fixture(scope="session")
+def demo_int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model in int4 for ONNX, built once for all workers of a run; whoever changes it has a copy."""
+    from ossicle.compiler.pipeline import build
+
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "demo-int4"
+    with (root / "demo-int4.lock").open("a") as lock:
+        while not taken(lock):
+            time.sleep(0.1)
+        if not folder.is_dir():
+            build(Path(__file__).parents[1] / "demo" / "model", folder, recipe="int4", verify=False)
+    return folder
 
 
 @pytest.fixture(scope="module")  # its event loop runs as long as it does, and other modules have loops of their own

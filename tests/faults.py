@@ -2,14 +2,17 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 from ossicle.compiler import verify
 from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.compiler.figures import Check
+from ossicle.compiler.reference import MAX_TOKENS
 from ossicle.targets import manifest as manifests
+from ossicle.targets.probe import Report, Request
 
 DEMO = Path(__file__).parents[1] / "demo"
 CLIPS = ("02-digits-espeak.wav", "06-command-espeak.wav", "11-pair-espeak.wav", "16-digits-flite.wav")
@@ -28,11 +31,19 @@ def recordings(folder: Path, clips: tuple[str, ...] = CLIPS, *, questions: bool 
     return listed
 
 
-def judged(work: Path, target: str, plant: Callable[[Path], None]) -> dict[str, Check]:
+def judged(work: Path, target: str, plant: Callable[[Path], None], *, longest: int = MAX_TOKENS) -> dict[str, Check]:
     """What verification makes of `work/whole` after a fault: figure by figure, of this target alone.
 
-    The changed bundle is `work/bundle`; its manifest tells of its files as they are, for a fault is no damage.
+    The changed bundle is `work/bundle`; its manifest tells of its files as they are, for a fault is no damage. Texts end after
+    `longest` tokens: a decoder with a fault finds no end of them, and figures of logits are none of theirs.
     """
+
+    whole = verify.ask
+
+    def ask(bundle: Path, questions: Sequence[Request], *, engine: str) -> Report:
+        shorter = [replace(one, max_tokens=min(one.max_tokens, longest)) for one in questions]
+        return whole(bundle, shorter, engine=engine)
+
     bundle = work / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)
     shutil.copytree(work / "whole", bundle)
@@ -44,7 +55,8 @@ def judged(work: Path, target: str, plant: Callable[[Path], None]) -> dict[str, 
     ]
     manifests.write(bundle, replace(found, artifacts=tuple(artifacts)))
     checkpoint = open_checkpoint(DEMO / "model")
-    verification = verify.verify(bundle, checkpoint, speech=work / "data.jsonl", cache=work / "cache")
+    with mock.patch.object(verify, "ask", ask):
+        verification = verify.verify(bundle, checkpoint, speech=work / "data.jsonl", cache=work / "cache")
     (judgement,) = verification.targets
     assert judgement.target == target
     return {check.figure: check for check in judgement.checks}

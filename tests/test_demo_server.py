@@ -10,9 +10,7 @@ from typing import Any
 import openai
 import pytest
 from ossicle.benchmarks.load import ending, requests, serving, under_load
-from ossicle.cli.demo import shipped
 from ossicle.compiler import speech
-from ossicle.compiler.pipeline import build
 from ossicle.runtimes.opening import load
 from ossicle.runtimes.replies import Transcription
 from ossicle.runtimes.session import Session
@@ -43,21 +41,14 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo") / "int4"
-    build(shipped("model"), folder, recipe="int4", verify=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def session(bundle: Path) -> Iterator[Session]:
-    with load(bundle, engine="onnxruntime") as opened:
+def session(demo_int4: Path) -> Iterator[Session]:
+    with load(demo_int4, engine="onnxruntime") as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def client(bundle: Path) -> Iterator[openai.OpenAI]:
-    with process([*SERVE, str(bundle)]) as (_, address):
+def client(demo_int4: Path) -> Iterator[openai.OpenAI]:
+    with process([*SERVE, str(demo_int4)]) as (_, address):
         yield openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=300)
 
 
@@ -189,9 +180,9 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     assert "whisper-1" in [model.id for model in client.models.list()]
 
 
-def test_a_server_under_load(bundle: Path, session: Session) -> None:
+def test_a_server_under_load(demo_int4: Path, session: Session) -> None:
     asked = requests(session, 60)
-    with serving(bundle, "onnxruntime", workers=1, queue=4) as server:
+    with serving(demo_int4, "onnxruntime", workers=1, queue=4) as server:
         outcome, (warm, end) = asyncio.run(under_load(server, asked, clients=8))
         assert outcome.faults == []
         assert outcome.ends.total() == len(asked)

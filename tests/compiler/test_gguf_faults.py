@@ -53,13 +53,13 @@ def work(tmp_path_factory):
     return folder
 
 
-def planted(work, plant):
+def planted(work, plant, **options):
     def change(bundle):
         reader = gguf.GGUFReader(bundle / "gguf" / "voxtral-Q4_K_M.gguf", "r+")
         plant({tensor.name: tensor for tensor in reader.tensors})
         reader.data.flush()
 
-    return judged(work, "gguf", change)
+    return judged(work, "gguf", change, **options)
 
 
 def test_a_decoder_without_faults_computes_what_it_stores(work):
@@ -68,4 +68,4 @@ def test_a_decoder_without_faults_computes_what_it_stores(work):
 
 @pytest.mark.parametrize("plant", [swap, scale, drop_minima, swap_nibbles, leave_rows_unpermuted])
 def test_a_fault_in_the_decoder_is_seen(work, plant):
-    assert not planted(work, plant)["kl_stored"].passed
+    assert not planted(work, plant, longest=1)["kl_stored"].passed
