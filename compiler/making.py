@@ -17,7 +17,8 @@ from .checkpoint import Checkpoint
 from .families import family
 from .runtime_adapters import Kept
 from .staging import STATE
-from .tokenizer import tekken_version, write_tokenizer
+from .tekken import tekken_version
+from .tokenizer import write_tokenizer
 
 _NOT_SHARED = (manifests.NAME, STATE)
 _TOOLS = ("numpy", "numba", "onnx-ir", "onnxscript", "torch", "transformers")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ossicle.compiler import pipeline, tokenizer
+from ossicle.compiler import pipeline, tekken, tokenizer
 from ossicle.compiler.lora import AdapterSpec
 from ossicle.compiler.staging import STATE
 from ossicle.runtimes.base import Options
@@ -138,7 +138,7 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused_before_anything_is_wr
         tokenizer.write_tokenizer(narrow, file)
     with pytest.raises(CheckpointError, match="has 512 ids, and the model's embedding 500 rows") as refused:
         pipeline.build(narrow, tmp_path / "out", targets=(target,), recipe="int8", verify=False)
-    assert f"'{file if own else narrow / tokenizer.TEKKEN}'" in str(refused.value)
+    assert f"'{file if own else narrow / tekken.TEKKEN}'" in str(refused.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,8 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_common.tokens.tokenizers.tekken import SpecialTokenPolicy, Tekkenizer
-from ossicle.compiler.tokenizer import Tekken, read_tekken, tokenizer_json, write_tokenizer
+from ossicle.compiler.tekken import Tekken, read_tekken
+from ossicle.compiler.tokenizer import tokenizer_json, write_tokenizer
 from ossicle.targets.contract import CheckpointError
 from tokenizers import Tokenizer
 

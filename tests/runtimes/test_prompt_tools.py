@@ -13,7 +13,8 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ossicle.compiler.families._mistral_tools import tool_format
-from ossicle.compiler.tokenizer import tekken_version, write_tokenizer
+from ossicle.compiler.tekken import tekken_version
+from ossicle.compiler.tokenizer import write_tokenizer
 from ossicle.runtimes.messages import clips, read_messages
 from ossicle.runtimes.prompt import Prompts
 from ossicle.runtimes.tokens import Tokenizer
