@@ -16,7 +16,8 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from ossicle.cli.demo import shipped
 from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.compiler.pipeline import build
-from ossicle.compiler.reference import Original, Reading, _recording
+from ossicle.compiler.readings import Reading
+from ossicle.compiler.reference import Original, _recording
 from ossicle.compiler.speech import Clip
 from ossicle.runtimes.generate import decoding
 from ossicle.runtimes.opening import load

@@ -9,9 +9,9 @@ import pytest
 from ossicle.compiler import stored
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.pipeline import build
+from ossicle.compiler.provenance import check_source
 from ossicle.compiler.quantize import weights_of
 from ossicle.compiler.quantize_on_speech import quantize
-from ossicle.compiler.verify import check_source
 from ossicle.targets import gguf_names
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import RecipeError, VerificationError
