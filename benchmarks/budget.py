@@ -39,7 +39,7 @@ from ossicle.targets.recipes import FLOAT32, INT4, INT8, recipe
 UNIFORM = ("int4-g128", "int4", "int4-asymmetric", "int8")
 HALF_WAY = "int4-asymmetric", "int8"
 SOLVED = ("int4",)
-MIXES = ("q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k")
+MIXES = ("q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k")
 ENCODER = ("encoder", "projector")
 
 

@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import Any
 
 _PROMPT = 64  # tokens of Core ML's decoder
-_GGUF_TYPES = {"q4_0": 2, "q8_0": 7, "q3_k_m": 12, "q4_k_s": 14, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
+_GGUF_TYPES = {
+    "q4_0": 2,
+    "q8_0": 7,
+    "q2_k": 10,
+    "q3_k_s": 11,
+    "q3_k_m": 12,
+    "q3_k_l": 13,
+    "q4_k_s": 14,
+    "q4_k_m": 15,
+    "q5_k_m": 17,
+    "q6_k": 18,
+}
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..targets.contract import Override, Recipe, Thresholds, WeightFormat
-from ..targets.gguf_mixes import Q3_K, Q4_K, Q5_K, Q6_K, Q8_0
+from ..targets.gguf_mixes import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0
 from ..targets.recipes import FLOAT16, INT4, INT4_ASYMMETRIC, INT4_WIDE, INT8, INT8_G64, INT8_WIDE
 from .families import Family
 
 SHARED = (FLOAT16, INT8, INT8_G64, INT8_WIDE, INT4_ASYMMETRIC, INT4, INT4_WIDE)  # formats of more than one target
-BLOCKS = (Q8_0, Q6_K, Q5_K, Q4_K, Q3_K)  # GGUF's own
+BLOCKS = (Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q2_K)  # GGUF's own
 _PARTS = {
     "encoder": "encoder",
     "projector": "encoder",

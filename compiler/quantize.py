@@ -20,7 +20,7 @@ from ..targets.contract import (
     UInt8,
     WeightFormat,
 )
-from ..targets.gguf_mixes import fitting, in_layers
+from ..targets.gguf_mixes import fitting, in_layers, queries
 from . import quantizers
 from .checkpoint import Checkpoint
 from .families import Family, family
@@ -102,8 +102,13 @@ class Weights:
         found: dict[str, WeightFormat] = {}
         for override in self.recipe.overrides:
             names = [name for name in self.tensors if self._part(name) == override.part]
-            found = dict.fromkeys(_chosen(override, names), override.format) | found
+            found = dict.fromkeys(_chosen(override, names, self._shared), override.format) | found
         return found
+
+    @cached_property
+    def _shared(self) -> int:
+        """How many query heads of the decoder share a head of keys and values."""
+        return queries({name: self.tensors[name].shape[0] for name in self.tensors if self._part(name) == "decoder"})
 
 
 def weights_of(checkpoint: Checkpoint, recipe: Recipe) -> Weights:
@@ -124,13 +129,14 @@ def _head_apart(weights: Weights) -> bool:
     return by != weights.quantizer(embedding) or (by == "mse" and weights.importance(head) is not None)
 
 
-def _chosen(override: Override, names: list[str]) -> list[str]:
-    """Those of a part's tensors that an override is for."""
+def _chosen(override: Override, names: list[str], shared: int) -> list[str]:
+    """Those of a part's tensors that an override is for, where so many query heads share a head of keys and values."""
     named = [name for name in names if fnmatchcase(name, override.tensors)]
     layers = {name: int(found[1]) for name in named if (found := re.search(r"\.(\d+)\.", name))}
     if not layers:
         return named if override.layers == "all" else []
-    return [name for name, layer in layers.items() if in_layers(override.layers, layer, len(set(layers.values())))]
+    count = len(set(layers.values()))
+    return [name for name, layer in layers.items() if in_layers(override.layers, layer, count, shared)]
 
 
 def _blocks(

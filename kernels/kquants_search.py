@@ -175,7 +175,8 @@ def _absolute_error_affine(size: Any, top: Any, tile: Any, state: Any) -> None:
                 level = level if level > f32(0) else f32(0)
                 level = level if level < top else top
                 off = scale * level + least - value
-                error += tile[(W + position) * LANES + lane] * np.abs(off)
+                off = off if off > f32(0) else -off  # np.abs would keep the loop from becoming vectors
+                error += tile[(W + position) * LANES + lane] * off
             state[ERROR * LANES + lane] = error
 
 

@@ -44,13 +44,14 @@ Q4_1 = _blocks("Q4_1", 3, 3)
 Q5_0 = _blocks("Q5_0", 6, 8)
 Q5_1 = _blocks("Q5_1", 7, 9)
 Q8_0 = _blocks("Q8_0", 8, 7)
+Q2_K = _blocks("Q2_K", 10, 10)
 Q3_K = _blocks("Q3_K", 11, 12)
 Q4_K = _blocks("Q4_K", 12, 15)
 Q5_K = _blocks("Q5_K", 13, 17)
 Q6_K = _blocks("Q6_K", 14, 18)
 BF16 = BlockType("BF16", 30, 1, 2, 32)
 
-TYPES = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q3_K, Q4_K, Q5_K, Q6_K)
+TYPES = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K)
 _BY_NUMBER = {kind.number: kind for kind in TYPES}
 _BY_FORMAT = {
     WeightFormat(32): F32,
@@ -63,6 +64,7 @@ _BY_FORMAT = {
     gguf_mixes.Q5_0: Q5_0,
     gguf_mixes.Q5_1: Q5_1,
     gguf_mixes.Q8_0: Q8_0,
+    gguf_mixes.Q2_K: Q2_K,
     gguf_mixes.Q3_K: Q3_K,
     gguf_mixes.Q4_K: Q4_K,
     gguf_mixes.Q5_K: Q5_K,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from . import gguf_mixes
 from .contract import Recipe, RecipeError, Thresholds, WeightFormat
-from .gguf_mixes import BFLOAT16, Q3_K, Q4_K, Q5_K, Q6_K
+from .gguf_mixes import BFLOAT16, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 
 FLOAT32 = WeightFormat(32)
 FLOAT16 = WeightFormat(16)
@@ -50,7 +50,7 @@ def _palette(name: str, form: WeightFormat, *, wer: float) -> Recipe:
     )
 
 
-def _k_quant(name: str, form: WeightFormat, *, kl: float, top1: float, wer: float) -> Recipe:
+def _k_quant(name: str, form: WeightFormat, *, kl: float, top1: float, wer: float, kl_stored: float = 8e-4) -> Recipe:
     """One of llama.cpp's mixes: its own format for most of the decoder, six bits for the head.
 
     The encoder is that of the integer recipes, which another engine than llama.cpp can run.
@@ -62,7 +62,7 @@ def _k_quant(name: str, form: WeightFormat, *, kl: float, top1: float, wer: floa
         decoder=form,
         lm_head=Q6_K,
         integer_activations=True,
-        thresholds=Thresholds(kl=kl, embeddings_stored=1e-2, kl_stored=8e-4, top1=top1, wer=wer),
+        thresholds=Thresholds(kl=kl, embeddings_stored=1e-2, kl_stored=kl_stored, top1=top1, wer=wer),
         overrides=gguf_mixes.overrides(name),
     )
 
@@ -119,7 +119,10 @@ RECIPES: Mapping[str, Recipe] = {
             lm_head=BFLOAT16,
             thresholds=Thresholds(embeddings=1e-4, kl=1e-4, kl_stored=1e-4, top1=0.99, wer=0.01),
         ),
+        _k_quant("q2_k", Q2_K, kl=0.1, kl_stored=2e-3, top1=0.95, wer=0.05),
+        _k_quant("q3_k_s", Q3_K, kl=0.05, top1=0.95, wer=0.02),
         _k_quant("q3_k_m", Q3_K, kl=0.05, top1=0.95, wer=0.02),
+        _k_quant("q3_k_l", Q3_K, kl=0.05, top1=0.95, wer=0.02),
         _k_quant("q4_k_s", Q4_K, kl=0.02, top1=0.97, wer=0.02),
         _k_quant("q4_k_m", Q4_K, kl=0.02, top1=0.97, wer=0.02),
         _k_quant("q5_k_m", Q5_K, kl=5e-3, top1=0.98, wer=0.01),

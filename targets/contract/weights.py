@@ -41,7 +41,7 @@ class WeightFormat:
     few rows, or one of GGUF's blocks of `group` neighbours, whose levels have so many bits ("Q4_K", "Q6_K", ...).
     """
 
-    bits: Literal[32, 16, 8, 6, 5, 4, 3]
+    bits: Literal[32, 16, 8, 6, 5, 4, 3, 2]
     group: int = 0
     symmetric: bool = True
     kind: str = ""

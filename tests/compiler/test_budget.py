@@ -137,7 +137,7 @@ def test_gguf_alone_may_hold_blocks_in_its_decoder() -> None:
     from ossicle.compiler.families import family
 
     choices = Choices(Model("tiny", family("voxtral"), config, tied=False), ("gguf",))
-    assert {"Q3_K", "Q4_K", "Q5_K", "Q6_K"} <= {form.name for form in choices.formats[DOWN]}
+    assert {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"} <= {form.name for form in choices.formats[DOWN]}
     assert not any(form.is_block for form in choices.formats["model.audio_tower.layers.0.fc1.weight"])
 
 

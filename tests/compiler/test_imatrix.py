@@ -149,5 +149,7 @@ def test_a_sum_without_a_count_is_refused(tmp_path: Path) -> None:
 
 def test_a_recipe_without_blocks_has_no_use_for_it(checkpoint: Path, tmp_path: Path) -> None:
     given = write(tmp_path / "a.gguf", sums())
-    with pytest.raises(RecipeError, match=r"'int4' has no use for an imatrix \(these have: q3_k_m, q4_k_s, q4_k_m"):
+    with pytest.raises(
+        RecipeError, match=r"'int4' has no use for an imatrix \(these have: q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s"
+    ):
         build(checkpoint, tmp_path / "out", recipe="int4", imatrix=given, verify=False)

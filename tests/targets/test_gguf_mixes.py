@@ -29,7 +29,7 @@ from ossicle.targets.recipes import RECIPES
 from ossicle.tests import checkpoints
 from typer.testing import CliRunner
 
-MIXES = ("q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k")
+MIXES = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k")
 SMALL = checkpoints.tiny_config(
     text={"hidden_size": 256, "intermediate_size": 288, "num_hidden_layers": 3, "head_dim": 64},
     audio={"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1},
@@ -155,7 +155,8 @@ def test_an_infinite_weight_is_refused_by_name(tmp_path: Path, recipe: str) -> N
 
 
 def test_rows_that_no_block_fits_get_what_llama_cpp_falls_back_to() -> None:
-    wide = {gguf_mixes.Q3_K: "Q4_0", gguf_mixes.Q4_K: "Q5_0", gguf_mixes.Q5_K: "Q5_1", gguf_mixes.Q6_K: "Q8_0"}
+    wide = {gguf_mixes.Q2_K: "Q4_0", gguf_mixes.Q3_K: "Q4_0", gguf_mixes.Q4_K: "Q5_0"}
+    wide |= {gguf_mixes.Q5_K: "Q5_1", gguf_mixes.Q6_K: "Q8_0"}
     for form, narrow in wide.items():
         assert [gguf_mixes.fitting(form, columns).name for columns in (512, 96, 48)] == [form.name, narrow, "float16"]
     for form in (WeightFormat(4, 32), WeightFormat(16), gguf_mixes.BFLOAT16):
