@@ -20,7 +20,7 @@ import numpy as np
 from ossicle.benchmarks import quality_targets
 from ossicle.cli.demo import shipped
 from ossicle.compiler import calibration, imatrix, reference, speech, stored
-from ossicle.compiler.calibrate import calibrate, statistics
+from ossicle.compiler.calibrate import calibrate, statistics, utterances
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.families import family
 from ossicle.compiler.figures import agreement, divergence
@@ -100,7 +100,7 @@ def rows(options: argparse.Namespace, halves: Sequence[Half], folder: Path) -> I
             finer = replace(recipe(name), name=f"{name}, groups of {group}", decoder=form, lm_head=form)
             yield integers(finer, "nearest", halves, folder)
     for name in filter(None, options.blocks.split(",")):
-        for importance in ("none", "text", "audio"):
+        for importance in ("none", "text", "sound", "gradients"):
             yield blocks(recipe(name), importance, halves, folder)
         for quantizer in (one for one in options.quantizers.split(",") if one in ON_INPUTS):
             yield integers(recipe(name), quantizer, halves, folder)
@@ -145,14 +145,13 @@ def integers(chosen: Recipe, quantizer: str, halves: Sequence[Half], folder: Pat
 
 
 def blocks(chosen: Recipe, importance: str, halves: Sequence[Half], folder: Path) -> Row:
-    """GGUF's blocks, their rounding weighed by what was measured: on the other half's audio, or on its text alone."""
+    """GGUF's blocks, their rounding weighed by what was measured of the other half's audio or text."""
     opened = []
     for half in halves:
         path = None if importance == "none" else folder / f"{importance}-{half.calibration.stem}.gguf"
         if path is not None and not path.is_file():
             checkpoint = open_checkpoint(shipped("model"))
-            found = calibrate(checkpoint, half.calibration) if importance == "audio" else on_text(checkpoint, half)
-            imatrix.write(path, found, family(checkpoint.family))
+            imatrix.write(path, MEASURED[importance](checkpoint, half), family(checkpoint.family))
         opened.append(open_checkpoint(shipped("model"), imatrix=path))
     return measured(chosen, f"imatrix: {importance}", opened, halves)
 
@@ -166,6 +165,20 @@ def on_text(checkpoint: Checkpoint, half: Half) -> calibration.Calibration:
         Utterance(one.logmel[:0], (1, *one.tokens[1 - one.scored :]), one.scored) for one in heard if one.scored > 1
     ]
     return statistics(checkpoint, texts, Speech("text", spoken.clips, spoken.sha256))
+
+
+def by_sound(checkpoint: Checkpoint, half: Half) -> calibration.Calibration:
+    """A calibration on the recordings in which positions count by their sound alone."""
+    spoken = speech.load(half.calibration)
+    return statistics(checkpoint, utterances(checkpoint, spoken), spoken)
+
+
+def by_gradients(checkpoint: Checkpoint, half: Half) -> calibration.Calibration:
+    """A calibration on the recordings with the gradients that arrive at positions."""
+    return calibrate(checkpoint, half.calibration, gradients=True)
+
+
+MEASURED = {"text": on_text, "sound": by_sound, "gradients": by_gradients}
 
 
 def measured(chosen: Recipe, label: str, opened: Sequence[Checkpoint], halves: Sequence[Half]) -> Row:

@@ -18,6 +18,12 @@ def calibrate(
     imatrix: Annotated[
         Path | None, typer.Option("--imatrix", metavar="FILE", help="Write it as llama.cpp's GGUF, too.")
     ] = None,
+    gradients: Annotated[
+        bool,
+        typer.Option(
+            "--gradients", help="Weigh positions by the gradients there, too: for K-quants (docs/quality.md)."
+        ),
+    ] = False,
     adapter: Adapters = None,
     as_json: Json = False,
 ) -> None:
@@ -32,11 +38,11 @@ def calibrate(
 
     opened = open_checkpoint(checkpoint, adapters=merged(adapter))
     with Bars() as bars:
-        found = measured(opened, speech, bars)
+        found = measured(opened, speech, bars, gradients=gradients)
     calibration.write(out, found)
     if imatrix:
         llamacpp.write(imatrix, found, family(opened.family))
-    said = {"calibration": str(out), "matrices": len(found.measured), "speech": found.speech}
+    said = {"calibration": str(out), "matrices": len(found.measured), "speech": found.speech, "weighed": found.weighed}
     print_json(said) if as_json else typer.echo(f"{out}: {len(found.measured)} matrices, measured on {found.speech}")
 
 

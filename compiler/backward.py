@@ -35,14 +35,14 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True)
-class _Kept:
+class Kept:
     """So many tensors of float32, in files."""
 
     folder: Path
     count: int
 
     @classmethod
-    def beside(cls, between: Between, name: str, count: int) -> "_Kept":
+    def beside(cls, between: Between, name: str, count: int) -> "Kept":
         """In a new folder of this name beside what lies between two blocks."""
         folder = between.folder.parent / name
         folder.mkdir()
@@ -61,12 +61,12 @@ class _Kept:
 
 
 @dataclass(frozen=True)
-class _Passed:
+class Passed:
     """A block that was gone through: the prefixes of its parameters, how it runs, and its inputs."""
 
     prefixes: Sequence[str]
     run: Run
-    inputs: _Kept
+    inputs: Kept
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Backward(Streamed):
     watcher: Watcher = field(kw_only=True)
     draws: int = field(default=1, kw_only=True)
     _heard: Sequence[Utterance] = field(default=(), init=False, repr=False)
-    _passed: list[_Passed] = field(default_factory=list, init=False, repr=False)
+    _passed: list[Passed] = field(default_factory=list, init=False, repr=False)
 
     def run(self, utterances: Sequence[Utterance]) -> None:
         """Take every utterance forward through the model, and back from its words; the watcher is told of every matrix."""
@@ -84,10 +84,10 @@ class Backward(Streamed):
         super().run(utterances)
 
     def _block(self, prefixes: Sequence[str], between: Between, run: Run) -> None:
-        kept = _Kept.beside(between, f"block-{len(self._passed)}", between.count)
+        kept = Kept.beside(between, f"block-{len(self._passed)}", between.count)
         for item in range(between.count):
             os.link(between.path(item), kept.path(item))
-        self._passed.append(_Passed(prefixes, run, kept))
+        self._passed.append(Passed(prefixes, run, kept))
         super()._block(prefixes, between, run)
 
     def _decode(self, utterances: Sequence[Utterance], hidden: Between) -> None:
@@ -107,12 +107,12 @@ class Backward(Streamed):
             for block in reversed(encoder):
                 self._return(block, back, self._windows())
 
-    def _leave_head(self, hidden: Between) -> _Kept:
+    def _leave_head(self, hidden: Between) -> Kept:
         """The gradients of every utterance's last activations [tokens, hidden], one for each draw."""
         import torch
 
-        back = _Kept.beside(hidden, "back", hidden.count * self.draws)
-        given, signed = _Kept.beside(hidden, "given", hidden.count), _Kept.beside(hidden, "signed", back.count)
+        back = Kept.beside(hidden, "back", hidden.count * self.draws)
+        given, signed = Kept.beside(hidden, "given", hidden.count), Kept.beside(hidden, "signed", back.count)
         random, norm = torch.Generator().manual_seed(0), self._model.model.language_model.norm
         head = torch.from_numpy(_whole(self.checkpoint.tensors[self._family.LM_HEAD]))
         with self._loaded(["model.language_model.norm."]):
@@ -128,7 +128,7 @@ class Backward(Streamed):
         self._weigh_head(given, signed, len(head))
         return back
 
-    def _weigh_head(self, given: _Kept, signed: _Kept, count: int) -> None:
+    def _weigh_head(self, given: Kept, signed: Kept, count: int) -> None:
         """Tell of the head, some of its rows at a time."""
         for start in range(0, count, _ROWS):
             rows = range(start, min(start + _ROWS, count))
@@ -138,7 +138,7 @@ class Backward(Streamed):
                 squares = squares + (signs.T @ given.load(place // self.draws)).square_()
             self._tell(self._family.LM_HEAD, rows, squares)
 
-    def _return(self, block: _Passed, back: _Kept, groups: Sequence[Sequence[int]]) -> None:
+    def _return(self, block: Passed, back: Kept, groups: Sequence[Sequence[int]]) -> None:
         """Take the gradients behind a block to its front, and tell of its matrices; a group's items are one utterance."""
         import torch
 
@@ -161,11 +161,11 @@ class Backward(Streamed):
                 self._tell(name, range(len(total)), total)
         self._advance()
 
-    def _leave_embedding(self, hidden: Between, back: _Kept) -> _Kept:
+    def _leave_embedding(self, hidden: Between, back: Kept) -> Kept:
         """The gradients of every window's audio embeddings; told of are the rows that were looked up."""
         import torch
 
-        audio = _Kept.beside(hidden, "back-audio", self.draws * sum(len(one.logmel) for one in self._heard))
+        audio = Kept.beside(hidden, "back-audio", self.draws * sum(len(one.logmel) for one in self._heard))
         token = self.checkpoint.config["audio_token_id"]
         looked_up: dict[int, Any] = {}
         for item, (utterance, windows) in enumerate(zip(self._heard, self._windows(), strict=True)):

@@ -1,7 +1,8 @@
 """A model measured on speech: what every matrix is multiplied with, as the model transcribes.
 
 The prompts are those of transcription, the audio in its place, and behind them what was said. The original runs block by block
-(streamed.py): memory is bounded by one layer and the longest recording.
+(streamed.py): memory is bounded by one layer and the longest recording. With gradients it runs forward and back before that, so
+that a position counts by what depends on it (positions.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..targets.contract import Progress
+from . import calibration
 from . import speech as recordings
 from .calibration import Calibration, Measured, Running
 from .checkpoint import Checkpoint
+from .positions import Positions, positions
 from .readings import Utterance
 from .reference import Original
 from .speech import Speech
@@ -35,8 +38,12 @@ class _Statistics:
         return {name: one.measured() for name, one in self.running.items()}
 
 
-def calibrate(checkpoint: Checkpoint, speech: Path | None = None, progress: Progress | None = None) -> Calibration:
+def calibrate(
+    checkpoint: Checkpoint, speech: Path | None = None, progress: Progress | None = None, *, gradients: bool = False
+) -> Calibration:
     """What every linear matrix of a checkpoint is multiplied with; `speech` lists recordings, by default those shipped.
+
+    With `gradients` a position counts by what depends on it, too.
 
     The head's inputs are those that a transcript's tokens are predicted from.
 
@@ -45,16 +52,25 @@ def calibrate(checkpoint: Checkpoint, speech: Path | None = None, progress: Prog
         CheckpointError: the checkpoint lacks a tensor, or Mistral's tokenizer.
     """
     spoken = recordings.load(speech or recordings.shipped())
-    return statistics(checkpoint, utterances(checkpoint, spoken), spoken, progress)
+    heard = utterances(checkpoint, spoken)
+    if not gradients:
+        return statistics(checkpoint, heard, spoken, progress)
+    with positions(checkpoint, heard, progress) as weighing:
+        return statistics(checkpoint, heard, spoken, progress, weighing)
 
 
 def statistics(
-    checkpoint: Checkpoint, heard: Sequence[Utterance], spoken: Speech, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    heard: Sequence[Utterance],
+    spoken: Speech,
+    progress: Progress | None = None,
+    weighing: Positions | None = None,
 ) -> Calibration:
-    """What every linear matrix is multiplied with over utterances, under the name of `spoken`."""
+    """What every linear matrix is multiplied with over utterances, under the name of `spoken`; weighed by position or not."""
     observer = _Statistics()
-    Streamed(checkpoint, observer, progress).run(heard)
-    return Calibration(checkpoint.identity, spoken.name, spoken.sha256, observer.measured())
+    Streamed(checkpoint, observer, progress, weighing=weighing).run(heard)
+    weighed = calibration.BY_GRADIENTS if weighing else calibration.BY_SOUND
+    return Calibration(checkpoint.identity, spoken.name, spoken.sha256, observer.measured(), weighed)
 
 
 def utterances(checkpoint: Checkpoint, spoken: Speech) -> Sequence[Utterance]:

@@ -1,7 +1,7 @@
 """What was measured of a model's activations on speech: one safetensors file, and what is asked of it.
 
 For every linear matrix [N, K] the file has the mean square of each column's inputs, and the least and the greatest of them,
-float32 [K] each; its metadata say of which checkpoint, with which recordings, and over how many inputs.
+float32 [K] each; its metadata say of which checkpoint, with which recordings, over how many inputs, and how those counted.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from .safetensors_write import Layout, Writer
 
 VERSION = 1
 _KIND = "calibration"
+BY_SOUND, BY_GRADIENTS = "sound", "gradients"  # how much a position counts; files that do not say so have it by sound
 _MEASURED = ("mean_square", "lowest", "highest")
 
 
@@ -34,12 +35,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The measurements by canonical name, of the checkpoint with this identity, on the speech of this name and sha256."""
+    """The measurements by canonical name, of the checkpoint with this identity, on the speech of this name and sha256.
+
+    `weighed`: by its sound alone each position counted, or by gradients, too (positions.py).
+    """
 
     checkpoint: str
     speech: str
     speech_sha256: str
     measured: Mapping[str, Measured]
+    weighed: str = BY_SOUND
 
     @property
     def importances(self) -> dict[str, Float32]:
@@ -82,7 +87,8 @@ def read(path: Path, identity: str, tensors: Mapping[str, TensorSource]) -> Cali
     if faults:
         raise refusal(path, _KIND, "; ".join(faults))
     measured = {name: _measured(name, stored, count) for name, count in document["counts"].items()}
-    return Calibration(identity, document["speech"], document["speech_sha256"], measured)
+    weighed = document.get("weighed", BY_SOUND)
+    return Calibration(identity, document["speech"], document["speech_sha256"], measured, weighed)
 
 
 def _measured(name: str, stored: Mapping[str, StoredTensor], count: int) -> Measured:
@@ -154,6 +160,7 @@ def _metadata(calibration: Calibration) -> dict[str, Any]:
         "checkpoint": calibration.checkpoint,
         "speech": calibration.speech,
         "speech_sha256": calibration.speech_sha256,
+        "weighed": calibration.weighed,
         "counts": {name: one.count for name, one in calibration.measured.items()},
     }
 

@@ -7,7 +7,6 @@ The rounding of a matrix, dW, moves what the model says by about sum(F dW^2) / 2
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from .quantizers import Choice
 from .recipe_file import rounded
 from .speech import Speech
 from .stored import narrowed
+from .streamed import Silence
 
 SAMPLES = 16  # of gradients at the least: utterances are taken again with other signs where they are few
 _BLOCK = 1 << 22  # numbers rounded at a time
@@ -91,19 +91,10 @@ def measured(
     named = {name: choice.part(model.part(name)) for name in formats}
     weighing = _Weighing(checkpoint.tensors, formats, checkpoint.importances, named)
     draws = -(-SAMPLES // len(spoken.clips))
-    backward = Backward(checkpoint, _Silence(), progress, watcher=weighing, draws=draws)
+    backward = Backward(checkpoint, Silence(), progress, watcher=weighing, draws=draws)
     backward.run(utterances(checkpoint, spoken))
     losses = {name: {form: rounded(loss) for form, loss in weighing.losses[name].items()} for name in formats}
     return losses, Measured(checkpoint.identity, quantizer, spoken.name, spoken.sha256)
-
-
-class _Silence:
-    """An observer of the way forward that asks for nothing."""
-
-    def see(self, name: str, inputs: Any, counted: Any) -> None: ...
-
-    def leave(self, weights: Mapping[str, Any]) -> bool:  # noqa: ARG002 - the weights are of no interest
-        return False
 
 
 def _rows(source: TensorSource, rows: Sequence[int]) -> Float32:

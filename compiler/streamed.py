@@ -27,13 +27,29 @@ class Observer(Protocol):
 
     def see(self, name: str, inputs: Any, counted: Any) -> None:
         """`inputs` [rows, K], a tensor, are what the matrix `name` [N, K] is multiplied with; `counted` [rows] how much each
-        counts, from 0 to 1."""
+        counts."""
 
     def leave(self, weights: Mapping[str, Any]) -> bool:
         """A block's matrices by name were seen with all recordings; whether it changed their numbers, in place.
 
         The head's are not in memory: it is there by its name, as None.
         """
+
+
+class Weighing(Protocol):
+    """Told how much positions count by themselves, in their order; says how much they count for a matrix."""
+
+    def weigh(self, name: str, counted: Any) -> Any:
+        """A tensor like `counted` [rows], which is from 0 to 1."""
+
+
+class Silence:
+    """An observer that asks for nothing."""
+
+    def see(self, name: str, inputs: Any, counted: Any) -> None: ...
+
+    def leave(self, weights: Mapping[str, Any]) -> bool:  # noqa: ARG002 - the weights are of no interest
+        return False
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,9 @@ class Streamed:
     checkpoint: Checkpoint
     observer: Observer
     progress: Progress | None = None
+    weighing: Weighing | None = field(
+        default=None, kw_only=True
+    )  # without one a position counts alike for every matrix
     _model: Any = field(init=False, repr=False)
     _counted: Any = field(init=False, repr=False, default=None)  # of the item that runs
     _last: tuple[Any, Any] = field(init=False, repr=False, default=(None, None))  # what was seen, and its rows
@@ -171,7 +190,7 @@ class Streamed:
         with self._loaded([prefix + "norm."]):
             for item, utterance in enumerate(utterances):
                 inputs = decoder.norm(hidden.load(item))[-utterance.scored :]
-                self.observer.see(self._family.LM_HEAD, inputs, hidden.counted[item][-utterance.scored :])
+                self._observe(self._family.LM_HEAD, inputs, hidden.counted[item][-utterance.scored :])
         self.observer.leave({self._family.LM_HEAD: None})
 
     def _block(self, prefixes: Sequence[str], between: Between, run: Run) -> None:
@@ -189,7 +208,10 @@ class Streamed:
         if inputs is not self._last[0]:  # q, k and v are given one tensor, and are seen with one
             self._last = inputs, inputs.reshape(-1, inputs.shape[-1])
         rows = self._last[1]
-        self.observer.see(name, rows, _shared(self._counted, len(rows)))
+        self._observe(name, rows, _shared(self._counted, len(rows)))
+
+    def _observe(self, name: str, inputs: Any, counted: Any) -> None:
+        self.observer.see(name, inputs, self.weighing.weigh(name, counted) if self.weighing else counted)
 
     def _through(self, between: Between, run: Run) -> None:
         for item, counted in enumerate(between.counted):

@@ -1,7 +1,7 @@
 """Calibration block by block against hooks on the whole model; the file, its GGUF form, and what is refused."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from ossicle.cli.main import app
 from ossicle.compiler import calibration, imatrix, reference, speech
-from ossicle.compiler.calibrate import calibrate
+from ossicle.compiler.backward import _signs
+from ossicle.compiler.calibrate import calibrate, statistics, utterances
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.families import family
+from ossicle.compiler.positions import DRAWS, Positions
 from ossicle.compiler.readings import Utterance
 from ossicle.targets.contract import AudioError, BuildError
 from ossicle.tests import checkpoints
@@ -46,27 +48,58 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(checkpoint: Checkpoint, spoken: Path) -> calibration.Calibration:
-    return calibrate(checkpoint, spoken)
+    return calibrate(checkpoint, spoken, gradients=True)
 
 
-def hooked(checkpoint: Checkpoint, spoken: Path) -> dict[str, list[Any]]:
-    """Inputs of every linear layer of the whole model, in float64."""
+@dataclass
+class Seen:
+    """Of one linear layer of the whole model, for every call: its inputs in float64, and the squared size of the gradient
+    behind each of them, the mean over draws of signs."""
+
+    inputs: list[Any] = field(default_factory=list)
+    squares: list[Any] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def seen(checkpoint: Checkpoint, spoken: Path) -> dict[str, Seen]:
     import torch
 
-    original = reference.Original(checkpoint)
-    seen: dict[str, list[Any]] = {}
+    original, random = reference.Original(checkpoint), torch.Generator().manual_seed(0)
+    found: dict[str, Seen] = {}
+    outputs: list[tuple[Seen, Any]] = []
+
+    def hook(one: Seen) -> Any:
+        def keep(_: Any, inputs: Any, output: Any) -> None:
+            one.inputs.append(inputs[0].detach().double().flatten(0, -2).numpy())
+            outputs.append((one, output))
+
+        return keep
+
     for name, module in original.model.named_modules():
         if isinstance(module, torch.nn.Linear):
-            kept = seen.setdefault(name + ".weight", [])
-            module.register_forward_pre_hook(
-                lambda _, inputs, kept=kept: kept.append(inputs[0].double().flatten(0, -2).numpy())
-            )
+            module.register_forward_hook(hook(found.setdefault(name + ".weight", Seen())))
     for clip in speech.load(spoken).clips:
-        one = original.utterance(clip)
-        inputs = original._embed(list(one.tokens), original._encode(one.logmel))
-        with torch.inference_mode():
-            original.model(inputs_embeds=inputs, logits_to_keep=one.scored)
-    return seen
+        outputs.clear()
+        heard = original.utterance(clip)
+        logits = whole(original.model, heard)
+        signs = [_signs(torch.softmax(logits.detach(), -1), random) for _ in range(DRAWS)]
+        draws = [torch.autograd.grad(logits, [one for _, one in outputs], each, retain_graph=True) for each in signs]
+        for (one, _), gradients in zip(outputs, zip(*draws, strict=True), strict=True):
+            sizes = [each.double().flatten(0, -2).square().sum(1).numpy() for each in gradients]
+            one.squares.append(np.mean(sizes, axis=0))
+    return found
+
+
+def whole(model: Any, heard: Utterance) -> Any:
+    """The logits of what is scored, with all that gradients need."""
+    import torch
+
+    windows = torch.from_numpy(heard.logmel).requires_grad_()
+    audio = torch.cat([model.get_audio_features(window[None]).pooler_output for window in windows])
+    ids = torch.tensor([heard.tokens])
+    inputs = model.get_input_embeddings()(ids)
+    inputs = inputs.masked_scatter((ids == 24).unsqueeze(-1).expand_as(inputs), audio)
+    return model(inputs_embeds=inputs, logits_to_keep=heard.scored).logits[0]
 
 
 def counted(utterances: list[Utterance], part: str | None, rows: int) -> Any:
@@ -90,20 +123,48 @@ def test_sound_ends_where_the_recording_does(checkpoint: Checkpoint, spoken: Pat
         assert not sound[int(100 * seconds) + 3 :].any()
 
 
+@pytest.fixture(scope="module")
+def heard(checkpoint: Checkpoint, spoken: Path) -> list[Utterance]:
+    return list(utterances(checkpoint, speech.load(spoken)))
+
+
 def test_every_column_is_measured_as_by_hooks_on_the_whole_model(
-    checkpoint: Checkpoint, spoken: Path, found: calibration.Calibration
+    checkpoint: Checkpoint, heard: list[Utterance], seen: dict[str, Seen], found: calibration.Calibration
 ) -> None:
-    seen = hooked(checkpoint, spoken)
     model = family("voxtral")
-    utterances = [reference.Original(checkpoint).utterance(clip) for clip in speech.load(spoken).clips]
     assert set(found.measured) == set(seen) == {name for name in checkpoint.tensors if model.linear(name)}
-    for name, blocks in seen.items():
-        inputs, one = np.concatenate(blocks), found.measured[name]
+    for name, hooked in seen.items():
+        inputs, one = np.concatenate(hooked.inputs), found.measured[name]
         assert one.count == len(inputs)
-        expected = np.average(inputs**2, axis=0, weights=counted(utterances, model.part(name), len(blocks[0])))
-        np.testing.assert_allclose(one.mean_square, expected, rtol=1e-4)
+        squares = np.concatenate(hooked.squares)
+        weights = squares / squares.mean() + counted(heard, model.part(name), len(hooked.inputs[0]))
+        expected = np.average(inputs**2, axis=0, weights=weights)
+        np.testing.assert_allclose(one.mean_square, expected, rtol=1e-3)
         np.testing.assert_allclose(one.lowest, inputs.min(axis=0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(one.highest, inputs.max(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_without_gradients_positions_count_by_their_sound(
+    checkpoint: Checkpoint, spoken: Path, heard: list[Utterance], seen: dict[str, Seen], found: calibration.Calibration
+) -> None:
+    plain = statistics(checkpoint, heard, speech.load(spoken))
+    assert (plain.weighed, found.weighed) == ("sound", "gradients")
+    for name, hooked in seen.items():
+        weights = counted(heard, family("voxtral").part(name), len(hooked.inputs[0]))
+        expected = np.average(np.concatenate(hooked.inputs) ** 2, axis=0, weights=weights)
+        np.testing.assert_allclose(plain.measured[name].mean_square, expected, rtol=1e-4)
+
+
+def test_a_position_counts_its_share_of_the_gradients_beside_what_it_counts_by_itself(tmp_path: Path) -> None:
+    import torch
+
+    kept = Positions(tmp_path)
+    kept.add("one", np.array([3, 0], np.float32))
+    kept.add("one", np.array([1, 4], np.float32))
+    kept.add("nothing arrives", np.zeros(1, np.float32))
+    assert kept.weigh("one", torch.tensor([1.0, 0.5, 0.25])).tolist() == [2.5, 0.5, 0.75]
+    assert kept.weigh("one", torch.tensor([1.0])).tolist() == [3.0]
+    assert kept.weigh("nothing arrives", torch.tensor([0.5])).tolist() == [0.5]
 
 
 def test_the_file_comes_back_and_is_the_same_bytes_each_time(
@@ -113,11 +174,21 @@ def test_the_file_comes_back_and_is_the_same_bytes_each_time(
     calibration.write(tmp_path / "b", found)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     back = calibration.read(tmp_path / "a", found.checkpoint, checkpoint.tensors)
-    assert (back.speech, back.speech_sha256) == (found.speech, found.speech_sha256)
+    assert (back.speech, back.speech_sha256, back.weighed) == (found.speech, found.speech_sha256, "gradients")
     for name, one in found.measured.items():
         assert np.array_equal(back.measured[name].mean_square, one.mean_square)
         assert back.measured[name].count == one.count
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a", "b"]
+
+
+def test_a_file_that_does_not_say_how_positions_counted_has_them_by_sound(
+    checkpoint: Checkpoint, found: calibration.Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = calibration._metadata(found)
+    del document["weighed"]
+    monkeypatch.setattr(calibration, "_metadata", lambda _: document)
+    calibration.write(tmp_path / "older", found)
+    assert calibration.read(tmp_path / "older", found.checkpoint, checkpoint.tensors).weighed == "sound"
 
 
 def test_both_forms_weigh_the_decoder_alike(
