@@ -6,8 +6,8 @@ The recordings are cut in two halves. What matrices lose is measured on one half
 other, so that every recording is heard by a model that was made without it. The numbers are those that every target stores,
 computed with in torch float32; the divergence is of teacher-forced logits. A budget is what a uniform recipe takes, all files
 of the target counted; the last column leaves the encoder in int8, as all these recipes have it, so that only the decoder's
-bytes are spent anew. `solved` is a budget whose integers gptq makes, beside the recipe's by gptq and both by nearest; `rank`
-the divergence that each matrix makes alone, against what was expected of it. With a cache a run goes on where it ended.
+bytes are spent anew. `solved` is both budgets with integers or blocks that gptq makes, beside the recipe's; `rank` the
+divergence that each matrix makes alone, against what was expected of it. With a cache a run goes on where it ended.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from ossicle.targets.recipes import FLOAT32, INT4, INT8, recipe
 
 UNIFORM = ("int4-g128", "int4", "int4-asymmetric", "int8")
 HALF_WAY = "int4-asymmetric", "int8"
-SOLVED = ("int4",)
+SOLVED = {"openvino": ("int4",), "gguf": ("q2_k", "q3_k_m", "q4_k_m")}
 MIXES = ("q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k")
 ENCODER = ("encoder", "projector")
 
@@ -133,7 +133,7 @@ def main() -> None:
         tables = {
             "openvino": lambda: compared(ear, choices["openvino"], UNIFORM, losses),
             "gguf": lambda: compared(ear, choices["gguf"], MIXES, losses),
-            "solved": lambda: solved(ear, choices["openvino"], losses),
+            "solved": lambda: solved(ear, choices, losses),
             "rank": lambda: ranked(ear, losses[0]),
         }
         for name in options.tables.split(","):
@@ -189,15 +189,23 @@ def compared(ear: Ear, choices: Choices, names: Sequence[str], losses: Sequence[
         yield f"| {one.name} | {size:,} | {' | '.join(f'{value:.2e}' for value in figures)} |"
 
 
-def solved(ear: Ear, choices: Choices, losses: Sequence[budget.Losses]) -> Iterator[str]:
-    """A line for each recipe: its own integers and those of a budget in its bytes, by nearest and by gptq."""
-    yield "| in the bytes of | nearest | gptq | budget | budget, gptq |\n|---|---|---|---|---|"
-    for one in map(recipe, SOLVED):
-        spent = [allocated(choices, size_of(choices, one), each) for each in losses]
+def solved(ear: Ear, choices: Mapping[str, Choices], losses: Sequence[budget.Losses]) -> Iterator[str]:
+    """A line for each recipe: its own integers, those of a budget in its bytes and of its decoder's, by nearest and by gptq."""
+    ways = "nearest", "gptq", "budget", "budget, gptq", "decoder alone", "decoder alone, gptq"
+    yield f"| in the bytes of | {' | '.join(ways)} |\n|{'---|' * (len(ways) + 1)}"
+    for target, name in ((target, name) for target, names in SOLVED.items() for name in names):
+        one, chosen = recipe(name), choices[target]
         figures = []
-        for pair in ([one, one], [bits.recipe(each, choices.model.family) for each in spent]):
+        for pair in ([one, one], *budgets(chosen, one, losses)):
             figures += [mean(ear, pair), mean(ear, [replace(each, quantizer="gptq") for each in pair])]
         yield f"| {one.name} | {' | '.join(f'{value:.2e}' for value in figures)} |"
+
+
+def budgets(choices: Choices, one: Recipe, losses: Sequence[budget.Losses]) -> Iterator[list[Recipe]]:
+    """What is spent in a recipe's bytes by either half's losses, with the encoder and without it."""
+    for kept in (losses, [encoder_kept(choices, each) for each in losses]):
+        spent = [allocated(choices, size_of(choices, one), each) for each in kept]
+        yield [bits.recipe(each, choices.model.family) for each in spent]
 
 
 def size_of(choices: Choices, one: Recipe) -> int:
