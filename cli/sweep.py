@@ -15,6 +15,23 @@ from .options import Adapters, Address, CheckpointName, Executor, Imatrix, Retry
 if TYPE_CHECKING:
     from ..compiler.sweep import Swept
 
+Quantizers = Annotated[
+    str | None,
+    typer.Option(
+        "--quantizer",
+        metavar="LIST",
+        help="How integers are found: nearest,mse,hqq,gptq,awq,awq-gptq; or part by part: 'mse;mse,decoder=gptq'.",
+    ),
+]
+Heard = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration-speech",
+        metavar="LIST",
+        help="Recordings that gptq and awq make integers on: others than those of --speech. By default those shipped.",
+    ),
+]
+
 
 @app.command(epilog="Example: ossicle sweep ./voxtral --quant int8,int4,q4_k_m --target onnx,openvino,gguf --out sweep")
 @guarded
@@ -26,25 +43,11 @@ def sweep(
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="LIST", help="Engines; by default each target's own.")
     ] = None,
-    quantizer: Annotated[
-        str | None,
-        typer.Option(
-            "--quantizer",
-            metavar="LIST",
-            help="How integers are found: nearest,mse,hqq,gptq,awq,awq-gptq; or part by part: 'mse;mse,decoder=gptq'.",
-        ),
-    ] = None,
+    quantizer: Quantizers = None,
     imatrix: Imatrix = None,
     adapter: Adapters = None,
     speech: Speech = None,
-    heard: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibration-speech",
-            metavar="LIST",
-            help="Recordings that gptq and awq make integers on: others than those of --speech. By default those shipped.",
-        ),
-    ] = None,
+    heard: Heard = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Builds and proofs side by side.")] = 1,
     executor: Executor = "processes",
     address: Address = None,

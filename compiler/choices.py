@@ -13,8 +13,7 @@ from . import bits
 from .assignment import assign, serving
 from .bits import Limit
 from .checkpoint import Checkpoint
-from .families import family
-from .plan import Model
+from .plan import Model, model_of
 from .quantize import Weights
 
 
@@ -28,8 +27,7 @@ class Choices:
     @classmethod
     def of(cls, checkpoint: Checkpoint, targets: Sequence[str]) -> "Choices":
         """Those of a checkpoint's matrices."""
-        model = Model(checkpoint.name, family(checkpoint.family), checkpoint.config, checkpoint.tied)
-        return cls(model, tuple(targets))
+        return cls(model_of(checkpoint), tuple(targets))
 
     @cached_property
     def formats(self) -> dict[str, tuple[WeightFormat, ...]]:

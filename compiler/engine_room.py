@@ -9,7 +9,6 @@ from ..targets.tensorrt_engine import Engines
 from ..targets.tensorrt_room import Load
 from . import plan
 from .checkpoint import Checkpoint
-from .families import family
 
 TELL = logging.getLogger("ossicle")
 
@@ -23,7 +22,7 @@ def check(checkpoint: Checkpoint, recipe: Recipe, stages: Sequence[str], engines
     wanted = engines or Engines()
     if not tensorrt_engine.buildable(wanted):
         return
-    model = plan.Model(checkpoint.name, family(checkpoint.family), checkpoint.config, checkpoint.tied)
+    model = plan.model_of(checkpoint)
     stored = plan.size(model, "tensorrt", recipe, wanted.context).stored
     loads = {
         stage: Load(stored[f"tensorrt {stage}"], tensorrt_engine.packed(tensorrt.precision(stage, recipe)))

@@ -14,8 +14,8 @@ from typing import Any
 from ..targets import needs, sizes
 from ..targets.contract import STAGE_PARTS, BuildError, Float32, Recipe, RecipeError, WeightFormat
 from .assignment import assign, serving
-from .checkpoint import configured
-from .families import Family
+from .checkpoint import Checkpoint, configured
+from .families import Family, family
 from .quantize import Weights
 
 
@@ -97,8 +97,13 @@ def described(location: str | Path) -> Model:
     Raises:
         CheckpointError: there is none.
     """
-    name, family, config = configured(location)
-    return Model(name, family, config, family.tied(config))
+    name, found, config = configured(location)
+    return Model(name, found, config, found.tied(config))
+
+
+def model_of(checkpoint: Checkpoint) -> Model:
+    """The model that a checkpoint holds."""
+    return Model(checkpoint.name, family(checkpoint.family), checkpoint.config, checkpoint.tied)
 
 
 def plan(

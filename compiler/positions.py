@@ -119,6 +119,8 @@ class _Sizing(Backward):
             return module.register_forward_hook(lambda _module, _inputs, output: given.update({name: output}))
 
         hooks = [hook(name) for name in names if self._family.linear(name)]
-        yield given
-        for one in hooks:
-            one.remove()
+        try:
+            yield given
+        finally:
+            for one in hooks:
+                one.remove()

@@ -12,6 +12,7 @@ import numpy as np
 from ..kernels import groupwise, kquants, rounding
 from ..kernels.rounding import Codes
 from ..targets.contract import Float32, QuantizedRows, Recipe, RecipeError, UInt8, WeightFormat
+from ..targets.recipes import RECIPES
 
 Found = Codes | UInt8  # rows of a matrix as groupwise integers, or as the bytes of GGUF's blocks
 
@@ -148,7 +149,8 @@ def _check_meaning(recipe: Recipe, parts: tuple[str, ...], name: str, place: str
             f"{said}. GGUF's blocks have ggml's search, weighed with --imatrix FILE, "
             f"or {', '.join(ON_INPUTS)}: ossicle quantize CHECKPOINT --quantizer gptq --quant {recipe.name} --out FILE"
         )
-    raise RecipeError(f"{said} (those have: int8, int4, int4-asymmetric, int4-g128, int3)")
+    having = [name for name, one in RECIPES.items() if groupwise_integers(one.decoder)]
+    raise RecipeError(f"{said} (those have: {', '.join(having)})")
 
 
 def _formats(recipe: Recipe, part: str) -> list[WeightFormat]:
