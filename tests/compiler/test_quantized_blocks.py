@@ -6,15 +6,16 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from ossicle.compiler import stored
+from ossicle.compiler import quantize_on_speech, stored
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.provenance import check_source
 from ossicle.compiler.quantize import weights_of
 from ossicle.compiler.quantize_on_speech import quantize
+from ossicle.kernels import kquants
 from ossicle.targets import gguf_names
 from ossicle.targets import manifest as manifests
-from ossicle.targets.contract import RecipeError, VerificationError
+from ossicle.targets.contract import RecipeError, VerificationError, WeightFormat
 from ossicle.targets.recipes import RECIPES
 from ossicle.tests import checkpoints
 from ossicle.tests.compiler.test_quantizers import AUDIO, spoken  # noqa: F401 - a fixture
@@ -96,3 +97,17 @@ def test_a_tied_head_with_blocks_of_its_own_stands_beside_the_embedding(
     reader = gguf.GGUFReader(next((tmp_path / "out" / "gguf").glob("voxtral*")))
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert (kinds["token_embd.weight"], kinds["output.weight"]) == ("Q3_K", "Q6_K")
+
+
+def test_scales_of_channels_are_chosen_by_the_search_that_stores_the_blocks() -> None:
+    """What a choice costs is what is lost by blocks whose search is weighed by the scaled inputs."""
+    rng = np.random.default_rng(5)
+    values, seen = rng.standard_normal((8, 256), np.float32), rng.standard_normal((512, 256), np.float32)
+    inputs = (seen * np.geomspace(0.01, 10, 256, dtype=np.float32)).T @ seen
+    inputs = (inputs + inputs.T) / 2 + 50 * np.eye(256, dtype=np.float32)
+    columns = np.geomspace(0.5, 2, 256, dtype=np.float32)
+    weighed = (np.diagonal(inputs) / columns**2).astype(np.float32)
+    blocks = kquants.quantize(values * columns, "Q3_K", weighed)
+    lost = kquants.dequantize(blocks, "Q3_K") / columns - values
+    found = quantize_on_speech._cost([values], [WeightFormat(3, 256, kind="Q3_K")], inputs, columns)
+    assert found == pytest.approx(np.einsum("nk,kl,nl->", lost, inputs, lost), rel=1e-4)
