@@ -2,17 +2,20 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..targets.contract import Override, Recipe, Thresholds, WeightFormat
 from ..targets.gguf_mixes import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0
-from ..targets.recipes import FLOAT16, INT4, INT4_ASYMMETRIC, INT4_WIDE, INT8, INT8_G64, INT8_WIDE
+from ..targets.recipes import FLOAT16, INT3, INT4, INT4_ASYMMETRIC, INT4_WIDE, INT8, INT8_G64, INT8_WIDE, RECIPES
 from .families import Family
 
-SHARED = (FLOAT16, INT8, INT8_G64, INT8_WIDE, INT4_ASYMMETRIC, INT4, INT4_WIDE)  # formats of more than one target
+SHARED = (FLOAT16, INT8, INT8_G64, INT8_WIDE, INT4_ASYMMETRIC, INT4, INT4_WIDE, INT3)  # formats of more than one target
 BLOCKS = (Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q2_K)  # GGUF's own
+_NARROW = {Q2_K: "q2_k", INT3: "int3"}  # formats that recipes are allowed more for than int4 is
+_LEAST = RECIPES["int8"].thresholds
+_LITTLE = 5e-3  # nats; recipes that may lose no more are asked for int8's texts
 _PARTS = {
     "encoder": "encoder",
     "projector": "encoder",
@@ -109,12 +112,12 @@ def recipe(allocation: Allocation, model: Family) -> Recipe:
         for name, form in formats.items()
         if form != main[key]
     )
-    formats = [one.format for one in allocation.tensors.values()]
+    held = [one.format for one in allocation.tensors.values()]
     return Recipe(
         allocation.name,
         **main,
-        integer_activations=not all(form.is_float for form in formats),
-        thresholds=_thresholds(allocation.loss),
+        integer_activations=not all(form.is_float for form in held),
+        thresholds=_thresholds(allocation.loss, held),
         quantizer=allocation.quantizer,
         overrides=overrides,
     )
@@ -128,14 +131,11 @@ def _main(formats: Mapping[str, WeightFormat]) -> WeightFormat:
     return max((form for form in counted if form.group == smallest), key=lambda form: counted[form])
 
 
-def _thresholds(loss: float | None) -> Thresholds:
-    """What is asked of a recipe that is expected to lose so much: four times that, between what int8 and int4 are allowed."""
-    kl = 0.05 if loss is None else min(0.05, max(2e-3, 4 * loss))
-    narrow = kl > 5e-3
-    return Thresholds(
-        kl=kl,
-        embeddings_stored=1e-2,
-        kl_stored=8e-4,
-        top1=0.95 if narrow else 0.98,
-        wer=0.02 if narrow else 0.01,
-    )
+def _thresholds(loss: float | None, held: Sequence[WeightFormat]) -> Thresholds:
+    """What is asked of a recipe of these formats that is expected to lose so much.
+
+    Four times that, between what int8 is allowed and what the named recipe of its narrowest format is.
+    """
+    most = RECIPES[next((name for form, name in _NARROW.items() if form in held), "int4")].thresholds
+    kl = most.kl if loss is None else min(most.kl, max(_LEAST.kl, 4 * loss))
+    return replace(most if kl > _LITTLE else _LEAST, kl=kl)

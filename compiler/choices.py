@@ -76,9 +76,10 @@ class Choices:
         """Bytes of a matrix in the files of a limit's target, or in its memory, which holds one audio encoder."""
         recipe, weights = self._stores(form)
         stages = [(target, stage) for target, stage in self.stages(limit.target) if name in self.model.stages[stage]]
-        return sum(
-            sizes.weight_bytes(*stage, name, recipe, weights) for stage in stages[: 1 if limit.in_memory else None]
-        )
+        held = stages[: 1 if limit.in_memory else None]
+        stored = sum(sizes.weight_bytes(*stage, name, recipe, weights) for stage in held)
+        unfolded = sum(sizes.unfolded_bytes(target, (name,), weights) for target, _ in held)
+        return stored + (unfolded if limit.in_memory else 0)
 
     def stages(self, target: str) -> list[tuple[str, str]]:
         """The stages that a target's engine opens, the audio encoder of another target that serves it first."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from ossicle.compiler.quantize_on_speech import quantize
 from ossicle.compiler.readings import Utterance
 from ossicle.compiler.reference import Original
 from ossicle.compiler.speech import load
+from ossicle.runtimes.base import Options
+from ossicle.runtimes.registry import runtime
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import AudioError, OssicleError, RecipeError, WeightFormat
 from ossicle.targets.devices import device
-from ossicle.targets.recipes import FLOAT16, INT4, INT8
+from ossicle.targets.gguf_mixes import Q2_K, Q3_K, Q4_K
+from ossicle.targets.recipes import FLOAT16, INT3, INT4, INT8, RECIPES
 from ossicle.tests import checkpoints
 
 AUDIO = {
@@ -104,7 +108,9 @@ def test_losses_are_the_divergence_that_a_matrix_makes(
     assert 0.5 < sum(predicted) / sum(found) < 2
 
 
-@pytest.mark.parametrize("targets", [("onnx",), ("openvino",), ("gguf",), ("openvino", "gguf"), ALL])
+@pytest.mark.parametrize(
+    "targets", [("onnx",), ("openvino",), ("gguf",), ("openvino", "gguf"), ("coreml", "openvino"), ALL]
+)
 @pytest.mark.parametrize("tied", [False, True])
 def test_what_matrices_take_adds_up_to_the_planned_size(
     checkpoint: Checkpoint, targets: tuple[str, ...], tied: bool
@@ -130,6 +136,33 @@ def test_formats_are_what_every_target_holds(checkpoint: Checkpoint, targets: tu
     wide = {"int4-g128", "int8-g64", "int8-g128"}
     assert wide & held == (set() if "gguf" in targets else wide)
     assert ("int4-g32-asymmetric" in held) == ("tensorrt" not in targets)
+
+
+@pytest.mark.parametrize(
+    ("targets", "head", "embedding"),
+    [
+        (("openvino",), True, False),
+        (("coreml",), True, True),
+        (("openvino", "coreml"), True, False),
+        (("openvino", "onnx"), False, False),
+        (("openvino", "gguf"), False, False),
+    ],
+)
+def test_three_bits_are_for_targets_that_all_hold_them(
+    checkpoint: Checkpoint, targets: tuple[str, ...], head: bool, embedding: bool
+) -> None:
+    choices = Choices.of(checkpoint, targets)
+    held = [INT3 in choices.formats[name] for name in (HEAD, DOWN, choices.model.family.EMBEDDING)]
+    assert held == [head, head, embedding]
+
+
+def test_three_bits_take_what_four_do_in_openvinos_memory_and_less_in_files(checkpoint: Checkpoint) -> None:
+    choices = Choices.of(checkpoint, ("openvino",))
+    for in_memory, scale in ((False, 3 / 4), (True, 1)):
+        limit = bits.Limit("any", "openvino", 0, 0, in_memory=in_memory)
+        three, four = (choices.takes(limit, DOWN, form) for form in (INT3, INT4))
+        scales = 2 * 128 * 320 // 32
+        assert three - scales == scale * (four - scales)
 
 
 def test_gguf_alone_may_hold_blocks_in_its_decoder() -> None:
@@ -257,6 +290,75 @@ def test_a_recipes_losses_are_spent_on_another_size(
     assert before.loss is not None
     assert found.loss < before.loss
     assert found.limits[0].taken <= asked.size
+
+
+@pytest.fixture(scope="module")
+def three_bits(
+    folder: Path, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, budget.Asked]:
+    """A bundle for OpenVINO in fewer bytes than four bits everywhere take."""
+    choices = Choices.of(checkpoint, ("openvino",))
+    asked, out = asked_between(checkpoint, ("openvino",), 0), tmp_path_factory.mktemp("bundles") / "three"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sensitivity, "measure", lambda *_: (made_up(choices), bits.Measured("", "nearest", "", "")))
+        within(folder, out, spending.Budget((asked,)), targets=("openvino",))
+    return out, asked
+
+
+def test_three_bits_keep_a_limit_that_four_cannot(
+    checkpoint: Checkpoint, three_bits: tuple[Path, budget.Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = three_bits
+    held = recipe_file.read(out / recipe_file.NAME)
+    assert sum(path.stat().st_size for path in (out / "openvino").iterdir()) <= asked.size
+    assert {held.tensors[name].format for name in (HEAD, DOWN)} == {INT3}
+    monkeypatch.setattr(bits, "SHARED", tuple(form for form in bits.SHARED if form != INT3))
+    assert "cannot be kept" in refused(checkpoint, spending.Budget((asked,)), ("openvino",))
+
+
+def test_openvino_computes_with_three_bits_wherever_they_are(
+    checkpoint: Checkpoint, three_bits: tuple[Path, budget.Asked]
+) -> None:
+    import torch
+
+    manifest = manifests.read(three_bits[0])
+    recipe = stored.recipe_of(manifest.recipe)
+    assert {artifact.precision for artifact in manifest.artifacts if artifact.stage != "embed_tokens"} == {"int3"}
+    exact = replace(manifest, recipe={**manifest.recipe, "integer_activations": False})
+    rounded, random = Original(stored.rounded(checkpoint, recipe)), np.random.default_rng(0)
+    mel = random.standard_normal((1, 128, 3000)).astype(np.float32)
+    prompt = random.standard_normal((20, 128)).astype(np.float32)
+    with closing(runtime("openvino").open(three_bits[0], exact, Options(threads=1))) as engine:
+        np.testing.assert_allclose(engine.encode(mel), rounded._encode(mel).numpy(), rtol=1e-4, atol=1e-4)
+        expected = rounded.model(inputs_embeds=torch.from_numpy(prompt)[None]).logits[0].detach().numpy()
+        np.testing.assert_allclose(engine.score(prompt), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_recipe_of_three_bits_is_read_as_it_was_and_built_where_they_are_held(
+    folder: Path, checkpoint: Checkpoint, three_bits: tuple[Path, budget.Asked], tmp_path: Path
+) -> None:
+    path = three_bits[0] / recipe_file.NAME
+    found = spending.allocation(checkpoint, ("openvino",), spending.Budget(recipe=path))
+    assert found == recipe_file.read(path)
+    with pytest.raises(RecipeError, match=r"target 'onnx' cannot hold int3-g32 for encoder, .*int3-g32 for lm_head"):
+        within(folder, tmp_path / "onnx", spending.Budget(recipe=path), targets=("onnx",))
+
+
+@pytest.mark.parametrize(
+    ("held", "loss", "kl", "as_of"),
+    [
+        ([INT4], 1e-2, 0.04, "int4"),
+        ([INT4, INT3], 1e-2, 0.04, "int3"),
+        ([INT8, INT3], 1e-4, 2e-3, "int8"),
+        ([INT3], 1.0, 0.05, "int3"),
+        ([Q4_K, Q2_K], 1.0, 0.1, "q2_k"),
+        ([Q4_K, Q3_K], None, 0.05, "int4"),
+    ],
+)
+def test_what_verification_allows_follows_from_the_loss_and_the_formats(
+    held: list[WeightFormat], loss: float | None, kl: float, as_of: str
+) -> None:
+    assert bits._thresholds(loss, held) == replace(RECIPES[as_of].thresholds, kl=kl)
 
 
 def test_narrow_floats_in_a_wide_graph_are_the_rounded_model(
