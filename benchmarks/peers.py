@@ -68,7 +68,7 @@ def coreml_steps(checkpoint: Path, folder: Path) -> list[Step]:
 
 def gguf_steps(checkpoint: Path, folder: Path, sources: Path, kind: str) -> list[Step]:
     """To GGUF with the converter in llama.cpp's `sources` and its quantizer."""
-    plain = _with_tokenizer(checkpoint, folder / "checkpoint")
+    plain = with_tokenizer(checkpoint, folder / "checkpoint")
     convert = [sys.executable, str(sources / "convert_hf_to_gguf.py"), str(plain), "--outfile"]
     path = {"PYTHONPATH": str(sources)}  # its own modules, whatever PYTHONSAFEPATH says
     text, audio, last = folder / "text-bf16.gguf", folder / "mmproj-q8_0.gguf", folder / f"text-{kind}.gguf"
@@ -83,7 +83,7 @@ def _step(name: str, *arguments: str | Path) -> list[str]:
     return [sys.executable, __file__, name, *map(str, arguments)]
 
 
-def _with_tokenizer(checkpoint: Path, folder: Path) -> Path:
+def with_tokenizer(checkpoint: Path, folder: Path) -> Path:
     """The checkpoint again, as links, with tokenizer.json for tekken.json: the converter reads no other vocabulary here."""
     from ossicle.compiler.tokenizer import write_tokenizer
 
