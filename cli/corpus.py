@@ -12,7 +12,7 @@ import typer
 from ..targets.contract import CorpusError
 from .common import Json, app, complain, guarded, print_json
 from .options import Address, Executor, RetryFailed
-from .run import Cache, Flash, Provider, Scales, scales
+from .run import Cache, Compute, Flash, Provider, Scales, scales
 
 if TYPE_CHECKING:
     from ..runtimes.corpus_pool import Pool
@@ -55,6 +55,7 @@ def transcribe_corpus(
     provider: Provider = "cpu",
     kv_cache: Cache = "",
     flash_attention: Flash = None,
+    compute: Compute = "",
     adapter: Scales = None,
     as_json: Json = False,
 ) -> None:
@@ -74,7 +75,7 @@ def transcribe_corpus(
             out,
             language=language,
             max_tokens=max_tokens,
-            loading=Loading(engine, provider, kv_cache, flash_attention, scales(adapter or ())),
+            loading=Loading(engine, provider, kv_cache, flash_attention, scales(adapter or ()), compute),
             crew=Crew(executor, workers, threads, address, gpus, limit),
             retry_failed=retry_failed,
             force=force,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .common import Bundle, app, complain, guarded
-from .run import Cache, Engine, Flash, Provider, Scales, Threads, opened
+from .run import Cache, Compute, Engine, Flash, Provider, Scales, Threads, opened
 
 
 @app.command(epilog="Example: ossicle serve voxtral-int4 --port 8000")
@@ -37,6 +37,7 @@ def serve(
     provider: Provider = "cpu",
     kv_cache: Cache = "",
     flash_attention: Flash = None,
+    compute: Compute = "",
     adapter: Scales = None,
 ) -> None:
     """Answer OpenAI's audio and chat requests over HTTP, and show a page at / to try it."""
@@ -58,7 +59,7 @@ def serve(
         aliases=tuple(alias or ()),
     )
     bound = running.listen(options)
-    session = opened(bundle, engine, threads, provider, kv_cache, flash_attention, adapter)
+    session = opened(bundle, engine, threads, provider, kv_cache, flash_attention, adapter, compute)
     if not options.is_local and not api_key:
         complain(f"no key is asked for, and whoever reaches {host} may use it; --api-key or OSSICLE_API_KEY sets one")
 

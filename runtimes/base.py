@@ -235,6 +235,13 @@ class ProviderRuntime(Runtime, Protocol):
 
 
 @runtime_checkable
+class ComputingRuntime(Runtime, Protocol):
+    """A runtime whose decoder has a choice of what products are computed in."""
+
+    computes: tuple[str, ...]  # what `Options.compute` may be beside ""
+
+
+@runtime_checkable
 class EncoderRuntime(Runtime, Protocol):
     """A runtime that also opens the audio encoder of a bundle alone."""
 
@@ -318,11 +325,17 @@ def check_options(
         faults.append(f"no kv_cache '{options.kv_cache}' (it has: {', '.join(kv_caches) or 'its own alone'})")
     if options.flash_attention is not None and not flash_attention:
         faults.append("no choice of flash_attention")
-    if options.compute and options.compute not in computes:
-        faults.append(f"no compute '{options.compute}' (it has: {', '.join(computes) or 'what the bundle says alone'})")
+    faults += compute_faults(options.compute, computes)
     faults += adapter_faults(options.adapters, adapters)
     if faults:
         raise EngineError(f"engine '{engine}' has {'; '.join(faults)}. See what this machine has: ossicle doctor")
+
+
+def compute_faults(wanted: str, computes: Sequence[str]) -> list[str]:
+    """What speaks against computing products in a type, of those that an engine has a choice of."""
+    if wanted in ("", *computes):
+        return []
+    return [f"no compute '{wanted}' (it has: {', '.join(computes) or 'what the bundle says alone'})"]
 
 
 def adapter_faults(wanted: Mapping[str, float], held: Sequence[str] | None) -> list[str]:

@@ -24,6 +24,7 @@ from .corpus_summary import Run, Summary, write_outputs
 from .corpus_worker import digest
 from .corpus_workers import ProcessHelper
 from .generate import decoding
+from .llamacpp_widened import widened_bytes
 
 EXECUTORS = ("processes", "ray")
 
@@ -37,6 +38,11 @@ class Loading:
     kv_cache: str = ""
     flash_attention: bool | None = None
     adapters: Mapping[str, float] = field(default_factory=dict)
+    compute: str = ""
+
+    def terms(self) -> dict[str, Any]:
+        """What a run is begun on; a run of before there was a `compute` goes on without."""
+        return {name: value for name, value in asdict(self).items() if name != "compute" or value}
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def transcribe_corpus(
     manifests.check_files(bundle, manifests.read(bundle))
     items = read_items(source, language)
     job = Job(bundle.absolute(), digest(bundle), asdict(loading), settings)
-    terms = {"bundle": job.digest, "settings": {"language": language, **settings, **job.loading}}
+    terms = {"bundle": job.digest, "settings": {"language": language, **settings, **loading.terms()}}
     with state.locked(out):
         state.agree(out, terms, force=force)
         with Journal(out / state.RESULTS) as journal:
@@ -159,5 +165,7 @@ def _helpers(job: Job, crew: Crew, files: int) -> Iterator[tuple[Callable[[], He
         with helpers(job.opening, crew.workers, crew.threads, crew.gpus, crew.address, files) as found:
             yield found
     else:
-        part = share(manifests.read(job.bundle), crew.workers, crew.threads, files)
+        manifest = manifests.read(job.bundle)
+        widened = widened_bytes(job.bundle, manifest) if job.loading["compute"] == "float32" else 0
+        part = share(manifest, crew.workers, crew.threads, files, widened)
         yield partial(ProcessHelper, job.opening(part.threads)), part

@@ -21,13 +21,13 @@ class Share:
     threads: int
 
 
-def share(manifest: Manifest, workers: int, threads: int, files: int) -> Share:
+def share(manifest: Manifest, workers: int, threads: int, files: int, widened: int = 0) -> Share:
     """What is asked for; where nothing is, a worker a core, as far as memory goes and there are files for them.
 
     Recordings are independent, so that workers never wait for each other as threads do. What that gains on a machine is
-    measured by benchmarks/corpus.py.
+    measured by benchmarks/corpus.py. `widened` is as in `need`.
     """
-    return divide(usable_cores(), memory.available(), memory_of(manifest), workers, threads, files)
+    return divide(usable_cores(), memory.available(), memory_of(manifest, widened), workers, threads, files)
 
 
 def divide(cores: int, free: int | None, each: int, workers: int, threads: int, files: int) -> Share:
@@ -38,8 +38,10 @@ def divide(cores: int, free: int | None, each: int, workers: int, threads: int, 
     return Share(workers, threads or max(1, cores // workers))
 
 
-def memory_of(manifest: Manifest) -> int:
+def memory_of(manifest: Manifest, widened: int = 0) -> int:
     """Bytes that one worker takes: the largest of the bundle's targets, with a long sequence in its cache."""
     targets = {artifact.target for artifact in manifest.artifacts}
-    needs = [[need(manifest, target, stage, "cpu", _CONTEXT) for stage in STAGES] for target in targets]
+    needs = [
+        [need(manifest, target, stage, "cpu", _CONTEXT, widened=widened) for stage in STAGES] for target in targets
+    ]
     return max((sum(one.total for one in stages) for stages in needs), default=0)

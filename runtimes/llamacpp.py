@@ -35,6 +35,7 @@ class LlamaCpp:
     name = "llamacpp"
     target = "gguf"
     package = "xllamacpp"
+    computes = ("float32",)
     encoderless: str | None = "its own audio encoder averages pairs of frames, which the model does not"
 
     def usable(self) -> str | None:
@@ -84,7 +85,7 @@ class LlamaCpp:
             kv_caches=tuple(CACHE_TYPES),
             flash_attention=True,
             adapters=tuple(kept),
-            computes=("float32",),
+            computes=self.computes,
         )
         return Opening(
             path=str(_decoder_file(folder, manifest)),

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..targets import gguf_blocks, gguf_file
 from ..targets.contract import BundleError, EngineError
+from ..targets.manifest import Manifest
 from .llamacpp_api import Api, ModelParams
 
 _POINTER, _TEXT, _INT, _SIZE = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64, ctypes.c_size_t
@@ -64,6 +65,19 @@ def load_widened(api: Api, path: str, params: ModelParams) -> Any:
     if filling.failure:
         raise filling.failure
     return model
+
+
+def widened_bytes(folder: Path, manifest: Manifest) -> int:
+    """What the numbers of a bundle's decoder take as float32, in bytes; 0 where it has none for llama.cpp.
+
+    Raises:
+        BundleError: a file cannot be read.
+    """
+    held = [one for one in manifest.artifacts if (one.target, one.stage) == ("gguf", "decoder")]
+    files = [gguf_file.read(folder / file.path) for one in held for file in one.files]
+    numbers = {name: info.rows * info.shape[-1] for file in files for name, info in file.tensors.items()}
+    head = 0 if _HEAD in numbers else numbers.get(_EMBEDDING, 0)  # which is the embedding, once more
+    return 4 * (sum(numbers.values()) + head)
 
 
 class _Filling:

@@ -28,19 +28,23 @@ class Need:
         return f"{size(self.total)} (weights {size(self.weights)}{cache}, working space {size(self.working)})"
 
 
-def need(manifest: Manifest, target: str, stage: Stage, kind: str, context: int, kv_cache: str = "") -> Need:
+def need(
+    manifest: Manifest, target: str, stage: Stage, kind: str, context: int, kv_cache: str = "", widened: int = 0
+) -> Need:
     """What a stage takes by the manifest of its bundle, zero where the bundle has nothing of it for a target.
 
-    Among the weights of a decoder is each adapter that the bundle keeps for it, once.
+    Among the weights of a decoder is each adapter that the bundle keeps for it, once. `widened` is what the numbers of a GGUF
+    decoder take where they are held as float32; 0: as they are stored.
     """
     names = ("audio_encoder",) if stage == "encoder" else ("embed_tokens", "decoder")
     held = [one.memory for one in manifest.artifacts if one.target == target and one.stage in names]
     adapters = [one.file.size for one in manifest.runtime_adapters if one.target == target and stage != "encoder"]
     width = 2.0 if manifest.recipe.get("compute") == "float16" else 4.0
     share = _BYTES[kv_cache] / width if kv_cache in _BYTES else 1.0
+    stored = sum(memory.weights for memory in held)
     return Need(
         kind,
-        sum(memory.weights for memory in held) + sum(adapters),
+        (widened if widened and target == "gguf" and stage != "encoder" else stored) + sum(adapters),
         int(sum(memory.kv_per_token for memory in held) * context * share),
         sum(memory.working for memory in held),
         context,

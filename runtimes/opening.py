@@ -10,6 +10,7 @@ from ..targets.manifest import Manifest
 from .base import Engine, Options, Runtime, adapter_faults
 from .choose import Choices, Ranked, by_measurement, by_rank, consider, distinct
 from .fallback import FallbackEngine, Way
+from .llamacpp_widened import widened_bytes
 from .measured import measured
 from .measured import wanted as wanted_here
 from .mixed import open_plan
@@ -70,7 +71,8 @@ def load(
     if context is not None and context < 1:
         raise EngineError(f"context {context} is not possible (it can be: above 0, in tokens).")
     _check_adapters(folder, manifest, adapters or {})
-    wanted = Wanted(context or CONTEXT, kv_cache, allow_failed)
+    widened = widened_bytes(folder, manifest) if compute == "float32" else 0
+    wanted = Wanted(context or CONTEXT, kv_cache, allow_failed, compute, widened)
     choices = consider(manifest, engine, provider, wanted)
     options = Options(threads, provider, kv_cache, flash_attention, dict(adapters or {}), compute)
     ranked = _ranked(folder, choices, options, measure, allow_failed)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..targets.contract import Artifact, EngineError
 from ..targets.manifest import Manifest
-from .base import DecoderRuntime, EncoderRuntime, Runtime, encoder_lacking
+from .base import ComputingRuntime, DecoderRuntime, EncoderRuntime, Runtime, compute_faults, encoder_lacking
 from .device import DeviceFacts, RuntimeFacts, runtime_facts
 from .needs import Need, need, room, size
 from .plans import STAGES, Placement, Stage
@@ -57,11 +57,13 @@ _ARTIFACTS: Mapping[Stage, str] = {"encoder": "audio_encoder", "prefill": "decod
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a choice is for: tokens of context, the precision of keys and values ("": the engine's), and what is tolerated."""
+    """What a choice is for: tokens of context, how it is computed ("": the engine's own ways), and what is tolerated."""
 
     context: int = CONTEXT
-    kv_cache: str = ""
+    kv_cache: str = ""  # the precision of keys and values
     allow_failed: bool = False  # artifacts that differ from the original by more than their recipe allows
+    compute: str = ""
+    widened: int = 0  # bytes that a GGUF decoder's numbers take so; 0: as they are stored
 
 
 @dataclass(frozen=True)
@@ -169,11 +171,12 @@ def _candidate(
     wanted: Wanted,
 ) -> Candidate:
     kind = DEVICES.get(told.name, {}).get(provider, "cpu" if provider == "cpu" else "")
-    takes = need(manifest, told.target, stage, kind, wanted.context, wanted.kv_cache)
+    takes = need(manifest, told.target, stage, kind, wanted.context, wanted.kv_cache, wanted.widened)
     reasons = (
         refusal(told, manifest, stage),
         unchosen(told),
         _part_refusal(runtime, stage),
+        _compute_refusal(runtime, stage, wanted.compute),
         told.providers.get(provider),
         None if kind else f"provider {provider} leaves the choice to its engine, and is only taken by name",
         _half_refusal(told.name, provider, manifest),
@@ -192,6 +195,12 @@ def _part_refusal(runtime: Runtime, stage: Stage) -> str | None:
 
 
 _WHOLE = "it opens whole bundles alone"
+
+
+def _compute_refusal(runtime: Runtime, stage: Stage, compute: str) -> str | None:
+    """Why a decoder's products are not computed as they are asked for; an audio encoder's are its engine's affair."""
+    faults = compute_faults(compute, runtime.computes if isinstance(runtime, ComputingRuntime) else ())
+    return f"it has {faults[0]}" if faults and stage != "encoder" else None
 
 
 def _half_refusal(name: str, provider: str, manifest: Manifest) -> str | None:

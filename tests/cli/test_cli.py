@@ -242,6 +242,17 @@ def test_how_the_engine_runs_is_handed_on(session, command):
     assert (session.opened["flash_attention"], session.opened["compute"]) == (False, "float32")
 
 
+def test_how_the_engine_runs_is_handed_on_to_a_server(session, monkeypatch):
+    from ossicle.runtimes.server import running
+
+    served = []
+    monkeypatch.setattr(running, "listen", lambda _: None)
+    monkeypatch.setattr(running, "serve", lambda session, *_: served.append(session))
+    invoke("serve", "bundle", "--engine", "llamacpp", "--compute", "float32", "--kv-cache", "int8")
+    assert len(served) == 1
+    assert [session.opened[name] for name in ("engine", "compute", "kv_cache")] == ["llamacpp", "float32", "int8"]
+
+
 @pytest.mark.usefixtures("session")
 @pytest.mark.parametrize(("adapters", "said"), [(["a:half"], "'a:half' is no adapter"), (["a", "a:2"], "named twice")])
 def test_scales_that_are_none_are_refused(adapters, said):

@@ -43,9 +43,10 @@ def invoke(*arguments: str) -> Any:
 
 def test_what_is_said_reaches_the_run(asked: Asked) -> None:
     options = "--workers 4 --threads 2 --language en --engine openvino --adapter a:0.5 --max-tokens 9 --retry-failed"
+    options += " --compute float32"
     assert invoke("b", "in", "out", *options.split()).exit_code == 0
     assert asked.places == ("b", "in", "out")
-    assert asked.options["loading"] == Loading("openvino", adapters={"a": 0.5})
+    assert asked.options["loading"] == Loading("openvino", adapters={"a": 0.5}, compute="float32")
     assert asked.options["crew"] == Crew("processes", 4, 2)
     assert (asked.options["language"], asked.options["max_tokens"]) == ("en", 9)
     assert asked.options["retry_failed"]

@@ -1,5 +1,6 @@
 """What could run a bundle on machines that are not here: ranks, reasons, memory, and the plans that follow."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import pytest
 from ossicle.runtimes.accelerators import Accelerator
 from ossicle.runtimes.choose import Choices, by_measurement, by_rank, distinct, misfit, simplest_best
+from ossicle.runtimes.corpus_shares import memory_of
 from ossicle.runtimes.device import DeviceFacts, RuntimeFacts
 from ossicle.runtimes.measurements import Measurements, Row, Times, of_plan, with_threads
+from ossicle.runtimes.needs import need
 from ossicle.runtimes.plans import Placement, Plan, asked, one
 from ossicle.runtimes.processor import Processor
 from ossicle.runtimes.registry import runtimes
@@ -162,6 +165,28 @@ def test_a_bundle_that_keeps_adapters_is_not_chosen_for_an_engine_that_adds_none
     assert possible(found, "decoder") == possible(found, "prefill") == ["onnxruntime"]
     assert "openvino" in possible(found, "encoder")
     assert "does not add the bundle's adapters as it runs (legal)" in reason(found, "decoder", "openvino")
+
+
+def test_only_who_computes_as_asked_is_chosen_for_a_decoder(manifest: Manifest) -> None:
+    found = choices(RTX_PC, manifest, compute="float32")
+    assert possible(found, "decoder") == possible(found, "prefill") == ["llamacpp"]
+    assert possible(found, "encoder") == possible(choices(RTX_PC, manifest), "encoder")
+    assert "no compute 'float32' (it has: what the bundle says alone)" in reason(found, "decoder", "onnxruntime")
+    with pytest.raises(EngineError, match=r"llamacpp: it has no compute 'float64' \(it has: float32\)"):
+        by_rank(choices(RTX_PC, manifest, compute="float64"))
+
+
+def test_numbers_that_are_widened_as_they_are_loaded_count_as_that(manifest: Manifest) -> None:
+    whole = {target: need(manifest, target, "decoder", "cpu", 4096) for target in ("gguf", "onnx")}
+    for target, more in (("gguf", 10 * GB - 2_200_000_000), ("onnx", 0)):
+        wide = need(manifest, target, "decoder", "cpu", 4096, widened=10 * GB)
+        assert wide.total - whole[target].total == more
+    assert need(manifest, "gguf", "encoder", "cpu", 0, widened=10 * GB) == need(manifest, "gguf", "encoder", "cpu", 0)
+    assert memory_of(manifest, 10 * GB) - memory_of(manifest) == 10 * GB - 2_200_000_000
+    assert possible(choices(RTX_PC, manifest, compute="float32", widened=10 * GB), "decoder") == ["llamacpp"]
+    found = choices(RTX_PC, manifest, compute="float32", widened=40 * GB)
+    assert possible(found, "decoder") == []
+    assert re.search(r"it takes .*weights 4\d\.\d GB.*the CPU has", reason(found, "decoder", "llamacpp"))
 
 
 def test_what_failed_verification_is_not_chosen_unless_tolerated(manifest: Manifest) -> None:

@@ -245,10 +245,25 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path: Pat
         transcribe_corpus(BUNDLE, tmp_path, out, crew=Crew(executor="spark"))
 
 
-def test_an_engine_that_no_worker_can_open_ends_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("loading", "said"),
+    [
+        (Loading(engine="openvino"), "openvino"),
+        (
+            Loading(compute="float32"),
+            r"onnxruntime: it has no compute 'float32'.*llamacpp: the bundle has no artifacts",
+        ),
+    ],
+)
+def test_an_engine_that_no_worker_can_open_ends_the_run(tmp_path: Path, loading: Loading, said: str) -> None:
     shutil.copyfile(SPEECH / "06-command-espeak.wav", tmp_path / "a.wav")
-    with pytest.raises(EngineError, match="openvino"):
-        transcribe_corpus(BUNDLE, tmp_path, tmp_path / "out", loading=Loading(engine="openvino"), crew=CREW)
+    with pytest.raises(EngineError, match=said):
+        transcribe_corpus(BUNDLE, tmp_path, tmp_path / "out", loading=loading, crew=CREW)
+
+
+def test_a_run_of_before_there_was_a_compute_goes_on() -> None:
+    assert "compute" not in Loading().terms()
+    assert Loading(compute="float32").terms() == {**Loading().terms(), "compute": "float32"}
 
 
 def test_a_pool_that_is_stopped_by_its_watcher_leaves_the_rest(corpus: Corpus, tmp_path: Path) -> None:

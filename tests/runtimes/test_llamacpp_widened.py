@@ -1,5 +1,6 @@
 """llama.cpp with all weights widened to float32: what a file of any type stores, multiplied with nothing rounded."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,16 @@ import psutil
 import pytest
 import torch
 from ossicle.compiler.pipeline import build
-from ossicle.runtimes import llamacpp, openvino
+from ossicle.runtimes import choose, llamacpp, openvino
 from ossicle.runtimes.base import Options
+from ossicle.runtimes.device import doctor
+from ossicle.runtimes.llamacpp_widened import widened_bytes
+from ossicle.runtimes.needs import need
+from ossicle.runtimes.opening import load
 from ossicle.targets import gguf_file, manifest
 from ossicle.targets.contract import EngineError
 from ossicle.tests import checkpoints
-from ossicle.tests.runtimes.tiny_gguf import CONFIG, logits, prompt, write_bundle
+from ossicle.tests.runtimes.tiny_gguf import CONFIG, HIDDEN, logits, prompt, write_bundle
 
 HEADS = {"attn_q": 4, "attn_k": 2}  # rows of these are permuted
 
@@ -65,6 +70,23 @@ def test_what_is_stored_is_multiplied_with_nothing_rounded(built: tuple[Path, An
     assert exact <= 1e-4 < rounded
 
 
+def test_only_llama_cpp_is_chosen_and_only_where_its_wide_numbers_fit(
+    built: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, held = built[0], manifest.read(built[0])
+    files = gguf.GGUFReader(next((bundle / "gguf").glob("voxtral-*.gguf")))
+    wide = widened_bytes(bundle, held)
+    assert wide == 4 * sum(int(one.n_elements) for one in files.tensors)
+    with load(bundle, compute="float32", measure=False) as session:
+        assert session.engine.endswith("llamacpp-cpu")
+    encoder = need(held, "onnx", "encoder", "cpu", 0).total
+    free = encoder + need(held, "gguf", "decoder", "cpu", 4096, widened=wide).total - 1
+    monkeypatch.setattr(choose, "doctor", lambda: replace(doctor(), memory_available=free))
+    load(bundle, measure=False).close()
+    with pytest.raises(EngineError, match=r"llamacpp: its stages take .* together"):
+        load(bundle, compute="float32", measure=False)
+
+
 def test_a_file_in_pieces_whose_head_is_the_embedding(tmp_path: Path) -> None:
     tied = checkpoints.model(CONFIG, tied=True)
     checkpoint = checkpoints.save_memory(tmp_path / "tied", tied)
@@ -73,6 +95,9 @@ def test_a_file_in_pieces_whose_head_is_the_embedding(tmp_path: Path) -> None:
     files = sorted((bundle / "gguf").glob("voxtral-*-of-*.gguf"))
     assert len(files) > 2
     assert not any("output.weight" in gguf_file.read(file).tensors for file in files)
+    heads = 2 * tied.get_input_embeddings().weight.numel()  # the embedding, and the head that llama.cpp holds apart
+    numbers = sum(one.numel() for one in tied.model.language_model.layers.parameters()) + HIDDEN + heads
+    assert widened_bytes(bundle, manifest.read(bundle)) == 4 * numbers
     np.testing.assert_allclose(scored(bundle, compute="float32"), logits(tied, prompt(40)), atol=1e-4, rtol=0)
 
 
