@@ -24,7 +24,7 @@ PALETTES = (PALETTE4, PALETTE3)
 _FLOAT32_LOGITS = 3e-4
 
 
-def _integers(name: str, form: WeightFormat, *, wer: float = 0.02) -> Recipe:
+def _integers(name: str, form: WeightFormat, *, kl_stored: float = 8e-4, wer: float = 0.02) -> Recipe:
     """Few bits for what is read at every token; eight for the encoder, and for the embedding, which is only looked up."""
     return Recipe(
         name,
@@ -33,7 +33,7 @@ def _integers(name: str, form: WeightFormat, *, wer: float = 0.02) -> Recipe:
         decoder=form,
         lm_head=form,
         integer_activations=True,
-        thresholds=Thresholds(kl=0.05, embeddings_stored=1e-2, kl_stored=8e-4, top1=0.95, wer=wer),
+        thresholds=Thresholds(kl=0.05, embeddings_stored=1e-2, kl_stored=kl_stored, top1=0.95, wer=wer),
     )
 
 
@@ -99,7 +99,7 @@ RECIPES: Mapping[str, Recipe] = {
         _integers("int4", INT4),
         _integers("int4-asymmetric", INT4_ASYMMETRIC),
         _integers("int4-g128", INT4_WIDE),
-        _integers("int3", INT3, wer=0.04),
+        _integers("int3", INT3, kl_stored=2e-3, wer=0.04),
         Recipe(
             "fp8",
             encoder=FLOAT8,
