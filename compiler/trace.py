@@ -4,10 +4,11 @@ Cached attention and the choice of logits stay opaque operators of ours (`ossicl
 form of them: a target replaces them while lowering.
 """
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from ..targets.contract import Float32, Port, Traced, TracedStage
@@ -35,8 +36,17 @@ def stage(
 
 
 def trace(model_type: str, config: Mapping[str, Any], context: int) -> Traced:
-    """The traced stages of a model whose transformers configuration is `config`, for up to `context` tokens."""
-    return Traced(model_type, families.family(model_type).stages(config, context))
+    """The traced stages of a model whose transformers configuration is `config`, for up to `context` tokens.
+
+    A process traces a model once: whoever builds it again, in another recipe, is given the same stages.
+    """
+    return traced(model_type, json.dumps(config), context)
+
+
+@lru_cache(maxsize=2)
+def traced(model_type: str, config: str, context: int) -> Traced:
+    """`trace`, of a configuration as JSON text."""
+    return Traced(model_type, families.family(model_type).stages(json.loads(config), context))
 
 
 @contextmanager

@@ -6,21 +6,39 @@ Weights are initializers without values here, so that nothing can fold them into
 import logging
 import warnings
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from .attention_forms import Forms, forms, last, rotated, visible, with_present
 from .contract import Port, Recipe, TracedStage
 
 OPSET = 23
+# Graphs by the program that they were made of, as long as that is there.
+_TRANSLATED: WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()
 
 
 def graph(stage: TracedStage, recipe: Recipe, chosen: Forms | None = None) -> Any:
     """The onnx_ir.Model of a traced stage: operators chosen, optimized, inputs and outputs named, weights without values.
 
-    `chosen`: what each opaque operator becomes, where it is not what the recipe says.
+    `chosen`: what each opaque operator becomes, where it is not what the recipe says. A traced program is translated once for
+    each choice; whoever asks again has a copy.
     """
+    chosen = chosen or _forms(recipe)
+    key = (stage.inputs, stage.outputs, *chosen.values())
+    made = _TRANSLATED.setdefault(stage.program, {})
+    if key not in made:
+        made[key] = _translated(stage, chosen)
+    model = made[key].clone()
+    if recipe.compute == "float16":
+        _halve(model)
+    _forget_origins(model)
+    return model
+
+
+def _translated(stage: TracedStage, chosen: Forms) -> Any:
+    """A stage's graph in float32."""
     import onnx_ir as ir
 
-    model = _translate(stage, chosen or _forms(recipe))
+    model = _translate(stage, chosen)
     for name, value in model.graph.initializers.items():
         if name in stage.constants:
             value.const_value = ir.tensor(stage.constants[name], name=name)
@@ -28,9 +46,6 @@ def graph(stage: TracedStage, recipe: Recipe, chosen: Forms | None = None) -> An
             value.const_value = None
     _optimize(model)
     _declare_ports(model, stage)
-    if recipe.compute == "float16":
-        _halve(model)
-    _forget_origins(model)
     return model
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ossicle.compiler import pipeline, tekken, tokenizer
+from ossicle.compiler import pipeline, tekken, tokenizer, trace
 from ossicle.compiler.lora import AdapterSpec
 from ossicle.compiler.staging import STATE
 from ossicle.runtimes.base import Options
@@ -79,8 +79,21 @@ def building(checkpoint: Path, tmp_path: Path) -> Iterator[tuple[Path, subproces
 
 
 def test_the_same_inputs_give_the_same_bytes(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    trace.traced.cache_clear()  # what another process would do: trace anew
     again = pipeline.build(checkpoint, tmp_path / "again", recipe="int4", verify=False).folder
     assert contents(again) == contents(bundle)
+
+
+def test_a_model_is_traced_and_translated_once(
+    checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever recipes it is built, and as often; a copy of a graph is a graph of its own."""
+    built = [pipeline.build(checkpoint, tmp_path / "fp32", recipe="fp32", verify=False)]
+    for place in ("compiler.families.voxtral.stages", "targets.onnx_graph._translate"):
+        monkeypatch.setattr(f"ossicle.{place}", lambda *_: pytest.fail("it was made again"))
+    built += [pipeline.build(checkpoint, tmp_path / recipe, recipe=recipe, verify=False) for recipe in ("fp16", "int4")]
+    assert [report.manifest.recipe["name"] for report in built] == ["fp32", "fp16", "int4"]
+    assert contents(built[-1].folder) == contents(bundle)
 
 
 def test_a_bundle_says_nothing_of_the_machine_that_built_it(checkpoint: Path, bundle: Path) -> None:

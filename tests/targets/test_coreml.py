@@ -5,7 +5,6 @@ import logging
 import math
 import sys
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ossicle.compiler.pipeline import Silent, build
 from ossicle.compiler.quantize import Weights
 from ossicle.compiler.trace import trace
 from ossicle.runtimes.mil.interpreter import Program
-from ossicle.targets import coreml_graph, onnx_graph
+from ossicle.targets import coreml_graph
 from ossicle.targets.contract import STAGES, BuildError, CheckpointError, RecipeError, WeightFormat
 from ossicle.targets.coreml import Coreml
 from ossicle.targets.onnx import Onnx
@@ -72,19 +71,8 @@ class Model:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    """Its graphs are translated once: what a recipe changes comes after."""
-    translate, made = onnx_graph.graph, {}
-
-    def graph(stage: Any, recipe: Any, forms: Any = None) -> Any:
-        key = (id(stage), recipe.compute, forms is None)
-        if key not in made:
-            made[key] = translate(stage, recipe, forms)
-        return made[key].clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_graph, "graph", graph)
-        yield Model(tmp_path_factory.mktemp("model"))
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("recipe", TABLE)
