@@ -42,8 +42,8 @@ class Spent:
 class Limit:
     """What a target may take, as the user `said` it, in bytes.
 
-    `fixed` is what all but its matrices takes, of that `beside` is set apart for graphs and a vocabulary; `taken` is the whole.
-    In a device's memory the keys and values of `context` tokens are among it.
+    `fixed` is what all but its matrices takes, of that `beside` is set apart for graphs and a vocabulary, and `adapters` are
+    those kept for run time; `taken` is the whole. In a device's memory the keys and values of `context` tokens are among it.
     """
 
     said: str
@@ -54,6 +54,7 @@ class Limit:
     in_memory: bool = False  # what running takes on a device; or the bytes of the artifacts
     taken: int = 0
     context: int = 0
+    adapters: int = 0
 
     @property
     def key(self) -> tuple[str, str]:

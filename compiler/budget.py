@@ -74,12 +74,13 @@ def _limit(choices: Choices, asked: Asked, target: str, beside: int) -> Limit:
     limit = Limit(asked.said, target, asked.size, 0, in_memory=asked.device is not None, context=asked.context)
     matrices = sum(choices.takes(limit, name, INT8) for name in choices.formats)
     whole = size.memory(asked.context) if asked.device else size.total
-    return replace(limit, fixed=whole - matrices + beside, beside=beside)
+    adapters = choices.adapters(target, recipe)
+    return replace(limit, fixed=whole - matrices + beside + adapters, beside=beside, adapters=adapters)
 
 
 def _beside(choices: Choices, target: str, vocabulary: int) -> int:
     layers = {"audio_encoder": "audio_config", "decoder": "text_config"}
-    return sum(
+    return choices.beside_adapters(target) + sum(
         sizes.beside_weights(
             name, stage, choices.model.config[layers[stage]]["num_hidden_layers"] if stage in layers else 0, vocabulary
         )
@@ -154,6 +155,7 @@ def check_possible(choices: Choices, limits: Sequence[Limit]) -> None:
         )
         if limit.fixed + matrices > limit.size:
             beside = "keys and values, activations, " if limit.in_memory else "graphs, "
+            beside += f"{size(limit.adapters)} of adapters kept for run time, " if limit.adapters else ""
             faults.append(
                 f"target '{limit.target}' takes {size(limit.fixed + matrices)} at the least: {size(matrices)} of matrices in "
                 f"their smallest formats, {size(limit.fixed)} of all else ({beside}tables of positions, convolutions, norms)"

@@ -9,25 +9,27 @@ from ..targets import registry, sizes
 from ..targets.contract import Recipe, RecipeError, WeightFormat
 from ..targets.gguf_mixes import fitting
 from ..targets.recipes import INT8
-from . import bits
+from . import bits, runtime_adapters
 from .assignment import assign, serving
 from .bits import Limit
 from .checkpoint import Checkpoint
 from .plan import Model, model_of
 from .quantize import Weights
+from .runtime_adapters import Kept
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What each matrix of a model may be stored in for these targets, and what it takes."""
+    """What each matrix of a model may be stored in for these targets, and what it takes; `kept` are adapters beside them."""
 
     model: Model
     targets: tuple[str, ...]
+    kept: tuple[Kept, ...] = ()
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, targets: Sequence[str]) -> "Choices":
+    def of(cls, checkpoint: Checkpoint, targets: Sequence[str], kept: Sequence[Kept] = ()) -> "Choices":
         """Those of a checkpoint's matrices."""
-        return cls(model_of(checkpoint), tuple(targets))
+        return cls(model_of(checkpoint), tuple(targets), tuple(kept))
 
     @cached_property
     def formats(self) -> dict[str, tuple[WeightFormat, ...]]:
@@ -80,6 +82,15 @@ class Choices:
         stored = sum(sizes.weight_bytes(*stage, name, recipe, weights) for stage in held)
         unfolded = sum(sizes.unfolded_bytes(target, (name,), weights) for target, _ in held)
         return stored + (unfolded if limit.in_memory else 0)
+
+    def adapters(self, target: str, recipe: Recipe) -> int:
+        """Bytes of the adapters' numbers that a target keeps for its engine."""
+        return sizes.adapter_bytes(target, runtime_adapters.size(self.kept), recipe)
+
+    def beside_adapters(self, target: str) -> int:
+        """Bytes to set apart for what is written round them."""
+        held = sum(len(one.updates) for one in self.kept)
+        return sizes.beside_adapters(target, held, len(runtime_adapters.changed(self.kept)))
 
     def stages(self, target: str) -> list[tuple[str, str]]:
         """The stages that a target's engine opens, the audio encoder of another target that serves it first."""

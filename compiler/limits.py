@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from ..targets import tensorrt_engine
 from ..targets.contract import Artifact, BuildError, BundleFile, Recipe
+from ..targets.manifest import RuntimeAdapter
 from .assignment import serving
 from .bits import Allocation, Limit
 
@@ -16,10 +17,13 @@ class OverBudgetError(BuildError):
         self.more = more
 
 
-def check(allocation: Allocation, artifacts: Sequence[Artifact], recipe: Recipe) -> None:
+def check(
+    allocation: Allocation, artifacts: Sequence[Artifact], recipe: Recipe, adapters: Sequence[RuntimeAdapter] = ()
+) -> None:
     """Refuse artifacts that take more than a limit, but for limits that the user's own formats exceed.
 
-    TensorRT's engines are not counted: they are made of the artifacts, on the device or for it.
+    `adapters` that a target keeps for run time count with its artifacts. TensorRT's engines do not: they are made of the
+    artifacts, on the device or for it.
 
     Raises:
         OverBudgetError: naming every target and what it takes.
@@ -29,6 +33,7 @@ def check(allocation: Allocation, artifacts: Sequence[Artifact], recipe: Recipe)
     for limit in allocation.limits:
         opened = [built[one] for one in serving(limit.target, allocation.targets, recipe)]
         taken = memory(opened, limit.context) if limit.in_memory else sum(map(_stored, opened))
+        taken += sum(one.file.size for one in adapters if one.target == limit.target)
         if taken > limit.size >= limit.taken:
             over.append((limit, taken))
     if over:

@@ -117,11 +117,11 @@ def write(making: Making, staging: Staging, progress: Progress) -> None:
     folder = staging.folder
     write_shared(making.checkpoint, (), folder)  # some formats hold the tokenizer and the configuration themselves
     artifacts = lower(making, staging, progress)
-    if making.allocation:
-        limits.check(making.allocation, artifacts, making.recipe)
-        recipe_file.write(folder / recipe_file.NAME, replace(making.allocation, quantizer=making.recipe.quantizer))
     write_shared(making.checkpoint, artifacts, folder)
     added = beside.lower(making.kept, making.targets, making.recipe, folder)
+    if making.allocation:
+        limits.check(making.allocation, artifacts, making.recipe, added)
+        recipe_file.write(folder / recipe_file.NAME, replace(making.allocation, quantizer=making.recipe.quantizer))
     manifests.write(folder, describe(making, artifacts, folder, added))
 
 

@@ -74,8 +74,13 @@ def numbers(specs: Sequence[RuntimeAdapterSpec], model: Family, config: Mapping[
         opened = open_adapter(AdapterSpec(spec.location), model, model.parameters(config))
         if faults := _misplaced(opened, model, tied):
             raise _refusal(spec, faults)
-        count += sum(prod(one.a.shape) + prod(one.b.shape) for one in opened.updates.values())
+        count += _numbers(opened.updates)
     return count
+
+
+def size(kept: Sequence[Kept]) -> int:
+    """How many numbers opened adapters have."""
+    return sum(_numbers(one.updates) for one in kept)
 
 
 def changed(kept: Sequence[Kept]) -> tuple[str, ...]:
@@ -90,6 +95,10 @@ def lower(kept: Sequence[Kept], targets: Sequence[str], recipe: Recipe, folder: 
         for target in _holding(targets)
         for one in kept
     )
+
+
+def _numbers(updates: Mapping[str, LowRank]) -> int:
+    return sum(prod(one.a.shape) + prod(one.b.shape) for one in updates.values())
 
 
 def _holding(targets: Sequence[str]) -> list[AdapterTarget]:

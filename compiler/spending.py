@@ -2,23 +2,26 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..targets.contract import Progress, RecipeError
+from ..targets.recipes import INT8
 from ..targets.recipes import recipe as named_recipe
 from . import bits, budget, plan, recipe_file, sensitivity
+from . import runtime_adapters as beside
 from .bits import Allocation, Limit, Measured
 from .budget import Asked
 from .checkpoint import Checkpoint, open_checkpoint
-from .choices import Choices
+from .choices import Choices, uniform
 from .families import family
 from .limits import OverBudgetError
 from .lora import AdapterSpec
 from .pipeline import BuildReport
 from .pipeline import build as build_bundle
 from .quantizers import Choice
+from .runtime_adapters import RuntimeAdapterSpec
 
 _LOGGER = logging.getLogger("ossicle")
 
@@ -42,6 +45,7 @@ def build(
     spent: Budget,
     targets: Sequence[str] = ("onnx",),
     adapters: Sequence[AdapterSpec] = (),
+    runtime_adapters: Sequence[RuntimeAdapterSpec] = (),
     quantizer: str | None = None,
     imatrix: Path | None = None,
     progress: Progress | None = None,
@@ -55,7 +59,9 @@ def build(
     _check_quantizer(spent, quantizer, options.get("quantized"))
     given: dict[str, Any] = {"adapters": adapters, "imatrix": imatrix}
     opened = open_checkpoint(checkpoint, **given)
-    given |= {"targets": targets, "quantizer": quantizer, "progress": progress, **options}
+    kept = beside.open_all(runtime_adapters, opened, targets)
+    given |= {"targets": targets, "runtime_adapters": runtime_adapters, "quantizer": quantizer, "progress": progress}
+    given |= options
 
     def built(found: Allocation | None) -> BuildReport:
         if found is None:
@@ -63,13 +69,13 @@ def build(
         recipe = bits.recipe(found, family(opened.family))
         return build_bundle(checkpoint, out, recipe=recipe, allocation=found, **given)
 
-    found = allocation(opened, targets, spent, quantizer, progress)
+    found = allocation(opened, targets, spent, quantizer, progress, kept)
     try:
         return built(found)
     except OverBudgetError as over:
         if found is None or not spent.asked:
             raise
-        return built(spend_again(opened, found, spent, over.more))
+        return built(spend_again(opened, found, spent, over.more, kept))
 
 
 def allocation(
@@ -78,15 +84,16 @@ def allocation(
     spent: Budget,
     quantizer: str | None = None,
     progress: Progress | None = None,
+    kept: Sequence[beside.Kept] = (),
 ) -> Allocation | None:
-    """The format of every matrix; None where float16 keeps every limit.
+    """The format of every matrix, beside adapters that are `kept` for run time; None where float16 keeps every limit.
 
     Raises:
         RecipeError: a limit is below the least, or the recipe's file is not right.
         AudioError: the recordings cannot be used.
     """
     held = recipe_file.read(spent.recipe) if spent.recipe else None
-    choices = Choices.of(checkpoint, targets)
+    choices = Choices.of(checkpoint, targets, kept)
     if held and not spent.asked:
         found = _rebuilt(choices, held, spent.recipe)
         _tell(found)
@@ -108,10 +115,14 @@ def allocation(
 
 
 def spend_again(
-    checkpoint: Checkpoint, found: Allocation, spent: Budget, more: Mapping[tuple[str, str], int]
+    checkpoint: Checkpoint,
+    found: Allocation,
+    spent: Budget,
+    more: Mapping[tuple[str, str], int],
+    kept: Sequence[beside.Kept] = (),
 ) -> Allocation:
     """The same budget spent anew, with more bytes set apart for what lies beside the weights."""
-    choices = Choices.of(checkpoint, found.targets)
+    choices = Choices.of(checkpoint, found.targets, kept)
     limits = budget.limits(choices, spent.asked, checkpoint.tokenizer.stat().st_size, more)
     assert found.measured is not None
     losses = {name: one.losses for name, one in found.tensors.items()}
@@ -128,10 +139,16 @@ def _rebuilt(choices: Choices, held: Allocation, path: Path | None) -> Allocatio
         raise RecipeError(
             f"recipe '{path}' is not of this model: {listed}. See its matrices with: ossicle inspect CHECKPOINT"
         )
-    limits = [limit for limit in held.limits if limit.target in choices.targets]
+    limits = [_with_adapters(choices, limit) for limit in held.limits if limit.target in choices.targets]
     formats = {name: held.tensors[name].format for name in choices.formats}
     losses = {name: held.tensors[name].losses for name in formats}
     return budget.allocation(choices, limits, formats, losses, held.name, held.quantizer, held.measured)
+
+
+def _with_adapters(choices: Choices, limit: Limit) -> Limit:
+    """A limit with the adapters that are kept now in place of those that it was made with."""
+    adapters = choices.adapters(limit.target, uniform(INT8))
+    return replace(limit, fixed=limit.fixed - limit.adapters + adapters, adapters=adapters)
 
 
 def _losses(
@@ -157,6 +174,7 @@ def _fits_float16(choices: Choices, limits: Sequence[Limit], asked: Sequence[Ask
     for limit in limits:
         one = next(one for one in asked if one.said == limit.said)
         size = plan.size(choices.model, limit.target, recipe, recipe.context, choices.targets)
+        size = replace(size, adapters=choices.adapters(limit.target, recipe))
         if (size.memory(one.context) if limit.in_memory else size.total) + limit.beside > limit.size:
             return False
     return True
@@ -181,11 +199,12 @@ def _tell(found: Allocation) -> None:
     if limit:
         lost = "" if found.loss is None else f"; about {found.loss:.1e} nats a token are lost"
         _LOGGER.info(
-            "%s: target %s %s, with %s of %s%s",
+            "%s: target %s %s, with %s of %s%s%s",
             limit.said,
             limit.target,
             "exceeds it" if limit.taken > limit.size else "sets the limit",
             budget.size(limit.taken),
             budget.size(limit.size),
+            f", {budget.size(limit.adapters)} of it adapters kept for run time" if limit.adapters else "",
             lost,
         )

@@ -16,6 +16,8 @@ _BESIDE = {  # bytes a layer of the audio encoder, and of the decoder
     "coreml": (20_000, 50_000),
     "tensorrt": (30_000, 40_000),
 }
+# Bytes a matrix of an adapter in its file, and a matrix that any adapter changes in the graph that it is added in.
+_BESIDE_ADAPTERS = {"onnx": (300, 900), "gguf": (250, 0)}
 _VOCABULARIES = {("gguf", gguf.DECODER): 1, ("openvino", gguf.EMBEDDING): 2}  # how often a file repeats the vocabulary
 _HALF_SCALES = ("openvino", "coreml")  # whose scales are float16 whatever they compute in
 
@@ -53,6 +55,12 @@ def adapter_bytes(target: str, numbers: int, recipe: Recipe) -> int:
     """Bytes of run-time adapters of so many numbers; 0 where a target keeps none."""
     width = {"onnx": 4 if computes_in("onnx", recipe) == "float32" else 2, "gguf": 4}
     return numbers * width.get(target, 0)
+
+
+def beside_adapters(target: str, held: int, changed: int) -> int:
+    """Bytes to set apart beside the numbers of adapters that hold so many matrices and change so many of a decoder's."""
+    in_file, in_graph = _BESIDE_ADAPTERS.get(target, (0, 0))
+    return held * in_file + changed * in_graph
 
 
 def unfolded_bytes(target: str, names: Sequence[str], weights: WeightStore) -> int:

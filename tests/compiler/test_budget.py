@@ -19,6 +19,7 @@ from ossicle.compiler.quantize import weights_of
 from ossicle.compiler.quantize_on_speech import quantize
 from ossicle.compiler.readings import Utterance
 from ossicle.compiler.reference import Original
+from ossicle.compiler.runtime_adapters import RuntimeAdapterSpec, open_all
 from ossicle.compiler.speech import load
 from ossicle.runtimes.base import Options
 from ossicle.runtimes.registry import runtime
@@ -382,6 +383,54 @@ def test_narrow_floats_in_a_wide_graph_are_the_rounded_model(
     (rows,) = look_up.run(None, {look_up.get_inputs()[0].name: np.array([[5, 9]])})
     table = stored.rounded(checkpoint, bits.recipe(held, choices.model.family)).tensors[choices.model.family.EMBEDDING]
     np.testing.assert_array_equal(rows[0], np.stack([table.rows(one, one + 1)[0] for one in (5, 9)]))
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = checkpoints.model(checkpoints.tiny_config(audio=AUDIO, text=TEXT))
+    folder = tmp_path_factory.mktemp("adapters") / "legal"
+    checkpoints.save_adapter(folder, made, target_modules=r".*language_model.*\.(q_proj|down_proj)", r=8)
+    return folder
+
+
+def test_adapters_kept_for_run_time_are_among_all_else(checkpoint: Checkpoint, adapter: Path) -> None:
+    targets = ("onnx", "openvino")
+    kept = open_all([RuntimeAdapterSpec(adapter), RuntimeAdapterSpec(adapter, "polite")], checkpoint, targets)
+    numbers = 2 * 8 * 2 * (128 + 64 + 320 + 128)  # two adapters of rank 8, two layers
+    asked = [budget.of_size(100_000), on(1e5)]
+    plain, held = (budget.limits(Choices.of(checkpoint, targets, one), asked, 0, {}) for one in ((), kept))
+    for without, limit in zip(plain, held, strict=True):
+        assert limit.adapters == (4 * numbers if limit.target == "onnx" else 0)
+        assert limit.fixed - without.fixed == limit.adapters + limit.beside - without.beside
+    with pytest.raises(
+        RecipeError, match=r"target 'onnx' takes .*graphs, 0\.08 MB of adapters kept for run time, tables"
+    ):
+        budget.check_possible(Choices.of(checkpoint, targets, kept), held)
+
+
+def test_a_bundle_keeps_its_limits_with_its_adapters(
+    folder: Path, checkpoint: Checkpoint, adapter: Path, measured: tuple[Any, bits.Measured], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO", "ossicle")
+    monkeypatch.setattr(sensitivity, "measure", lambda *_: measured)
+    asked = tuple(asked_between(checkpoint, ("onnx",), 0.6, kind) for kind in (budget.of_size, on))
+    specs = [RuntimeAdapterSpec(adapter)]
+    out = within(folder, tmp_path / "out", spending.Budget(asked), targets=("onnx",), runtime_adapters=specs).folder
+    held, manifest = recipe_file.read(out / recipe_file.NAME), manifests.read(out)
+    (added,) = manifest.runtime_adapters
+    taken = sum(path.stat().st_size for path in (out / "onnx").iterdir())
+    assert 0.97 * asked[0].size < taken <= asked[0].size
+    assert limits.memory(manifest.artifacts, 300) + added.file.size <= asked[1].size
+    assert 0 < held.limits[0].adapters <= added.file.size <= held.limits[0].adapters + held.limits[0].beside
+    assert "0.04 MB of it adapters kept for run time" in caplog.text
+    apart = [replace(one, size=one.taken) for one in held.limits]
+    big = replace(added, file=replace(added.file, size=10**7))
+    with pytest.raises(limits.OverBudgetError, match="target 'onnx' takes 10,"):
+        limits.check(replace(held, limits=tuple(apart)), manifest.artifacts, stored.recipe_of(manifest.recipe), [big])
+    found = spending.allocation(checkpoint, ("onnx",), spending.Budget(recipe=out / recipe_file.NAME))
+    assert found is not None  # the same formats without the adapter
+    assert held.limits[0].taken - found.limits[0].taken == held.limits[0].adapters
 
 
 def refused(checkpoint: Checkpoint, spent: spending.Budget, targets: tuple[str, ...] = ("onnx",)) -> str:
