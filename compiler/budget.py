@@ -70,7 +70,7 @@ def _check_engines(asked: Asked, targets: Sequence[str]) -> None:
 
 def _limit(choices: Choices, asked: Asked, target: str, beside: int) -> Limit:
     recipe = uniform(INT8)
-    size = plan.size(choices.model, target, recipe, recipe.context, choices.targets)
+    size = plan.size(choices.model, target, recipe, sizes.positions(target, recipe), choices.targets)
     limit = Limit(asked.said, target, asked.size, 0, in_memory=asked.device is not None, context=asked.context)
     matrices = sum(choices.takes(limit, name, INT8) for name in choices.formats)
     whole = size.memory(asked.context) if asked.device else size.total

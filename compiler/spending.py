@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..targets import sizes
 from ..targets.contract import Progress, RecipeError
 from ..targets.recipes import INT8
 from ..targets.recipes import recipe as named_recipe
@@ -173,7 +174,8 @@ def _fits_float16(choices: Choices, limits: Sequence[Limit], asked: Sequence[Ask
     recipe = named_recipe("fp16")
     for limit in limits:
         one = next(one for one in asked if one.said == limit.said)
-        size = plan.size(choices.model, limit.target, recipe, recipe.context, choices.targets)
+        context = sizes.positions(limit.target, recipe)
+        size = plan.size(choices.model, limit.target, recipe, context, choices.targets)
         size = replace(size, adapters=choices.adapters(limit.target, recipe))
         if (size.memory(one.context) if limit.in_memory else size.total) + limit.beside > limit.size:
             return False

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import prod
 
 from ..kernels import palettes
-from . import gguf, tensorrt
+from . import coreml, gguf, tensorrt
 from .contract import Recipe, WeightFormat, WeightStore
 from .recipes import FLOAT8, INT3, PALETTES
 
@@ -82,6 +82,11 @@ def embedding_bytes(target: str, name: str, recipe: Recipe, weights: WeightStore
 def table_width(target: str, width: int) -> int:
     """Bytes of a sine or cosine in the decoder's table, where floats have `width`; llama.cpp computes them itself."""
     return {"gguf": 0, "openvino": 4}.get(target, width)
+
+
+def positions(target: str, recipe: Recipe) -> int:
+    """Positions that a target's decoder has a table for, where nobody asks for others."""
+    return min(recipe.context, coreml.CONTEXT) if target == "coreml" else recipe.context
 
 
 def computes_in(target: str, recipe: Recipe) -> str:
