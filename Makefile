@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/ossicle demo
 
 test: $(STAMP)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: $(STAMP) build/typing/ossicle
 	$(BIN)/ruff check .

@@ -43,7 +43,7 @@ def trace(model_type: str, config: Mapping[str, Any], context: int) -> Traced:
     return traced(model_type, json.dumps(config), context)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def traced(model_type: str, config: str, context: int) -> Traced:
     """`trace`, of a configuration as JSON text."""
     return Traced(model_type, families.family(model_type).stages(json.loads(config), context))

@@ -20,10 +20,11 @@ def graph(stage: TracedStage, recipe: Recipe, chosen: Forms | None = None) -> An
     """The onnx_ir.Model of a traced stage: operators chosen, optimized, inputs and outputs named, weights without values.
 
     `chosen`: what each opaque operator becomes, where it is not what the recipe says. A traced program is translated once for
-    each choice; whoever asks again has a copy.
+    each choice that concerns it; whoever asks again has a copy.
     """
     chosen = chosen or _forms(recipe)
-    key = (stage.inputs, stage.outputs, *chosen.values())
+    operators = {node.target for node in stage.program.graph.nodes}
+    key = (stage.inputs, stage.outputs, *(form for operator, form in chosen.items() if operator in operators))
     made = _TRANSLATED.setdefault(stage.program, {})
     if key not in made:
         made[key] = _translated(stage, chosen)

@@ -11,6 +11,7 @@ from ossicle.compiler import verify
 from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.compiler.figures import Check
 from ossicle.compiler.reference import MAX_TOKENS
+from ossicle.runtimes.probe import report
 from ossicle.targets import manifest as manifests
 from ossicle.targets.probe import Report, Request
 
@@ -35,14 +36,17 @@ def judged(work: Path, target: str, plant: Callable[[Path], None], *, longest: i
     """What verification makes of `work/whole` after a fault: figure by figure, of this target alone.
 
     The changed bundle is `work/bundle`; its manifest tells of its files as they are, for a fault is no damage. Texts end after
-    `longest` tokens: a decoder with a fault finds no end of them, and figures of logits are none of theirs.
+    `longest` tokens: a decoder with a fault finds no end of them, and figures of logits are none of theirs. A bundle of which
+    less than whole texts is asked answers here, on one thread, and not in a process of its own.
     """
 
     whole = verify.ask
 
     def ask(bundle: Path, questions: Sequence[Request], *, engine: str) -> Report:
+        if longest == MAX_TOKENS:
+            return whole(bundle, questions, engine=engine)
         shorter = [replace(one, max_tokens=min(one.max_tokens, longest)) for one in questions]
-        return whole(bundle, shorter, engine=engine)
+        return report(bundle, shorter, engine=engine, threads=1)
 
     bundle = work / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)

@@ -1,6 +1,6 @@
 """The shipped model on llama.cpp, from a recording to its text, against torch with the weights that the files store."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,6 @@ from mistral_common.protocol.instruct.messages import UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from ossicle.cli.demo import shipped
 from ossicle.compiler.checkpoint import open_checkpoint
-from ossicle.compiler.pipeline import build
 from ossicle.compiler.readings import Reading
 from ossicle.compiler.reference import Original, _recording
 from ossicle.compiler.speech import Clip
@@ -58,11 +57,7 @@ class Made:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.bundle, self.original, self.reading = cache(self._bundle), cache(self._original), cache(self._reading)
-
-    def _bundle(self, recipe: str) -> Path:
-        targets = ("onnx", "openvino", "gguf") if recipe == "fp16" else ("onnx", "gguf")
-        return build(shipped("model"), self._folder / recipe, targets=targets, recipe=recipe, verify=False).folder
+        self.original, self.reading = cache(self._original), cache(self._reading)
 
     def _original(self, recipe: str) -> Original:
         original = Original(open_checkpoint(shipped("model")))
@@ -82,10 +77,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="module", params=list(CASES))
-def pair(request: pytest.FixtureRequest, made: Made) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, made: Made, demo: Callable[..., Path]) -> Iterator[Pair]:
     recipe, compute, encoder, *limits = CASES[request.param]
+    bundle = demo(recipe, "onnx", *(["openvino"] if recipe == "fp16" else []), "gguf")
     engines = {"encoder": encoder, "decoder": "llamacpp"}
-    with load(made.bundle(recipe), engine=engines, compute=compute) as session:
+    with load(bundle, engine=engines, compute=compute, threads=1) as session:
         yield Pair(session, made.original(recipe), (limits[0], limits[1]))
 
 

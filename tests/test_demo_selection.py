@@ -3,15 +3,13 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from ossicle.cli.demo import shipped
 from ossicle.cli.main import app
 from ossicle.compiler import speech
-from ossicle.compiler.pipeline import build
 from ossicle.runtimes import measure, measured
 from ossicle.runtimes.bench import bench
 from ossicle.runtimes.opening import load
@@ -23,9 +21,8 @@ SINGLE = ("onnxruntime", "openvino")
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("selection") / "bundle"
-    return build(shipped("model"), folder, targets=("onnx", "openvino", "gguf"), recipe="int8", verify=False).folder
+def bundle(demo: Callable[..., Path]) -> Path:
+    return demo("int8", "onnx", "openvino", "gguf")
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def test_a_fault_in_the_encoder_is_seen(work, plant):
 
 
 def test_a_failed_bundle_is_marked(work):
-    planted(work, turn_backwards)
+    planted(work, turn_backwards, longest=1)
     bundle = work / "bundle"
     before = manifests.read(bundle)
     checkpoint = open_checkpoint(DEMO / "model")

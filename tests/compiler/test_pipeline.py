@@ -215,7 +215,7 @@ def test_unknown_words_are_refused(
 
 
 def test_a_weight_that_is_no_number_is_named(tmp_path: Path) -> None:
-    made = checkpoints.model()
+    made = checkpoints.model(dtype="bfloat16")
     made.model.language_model.layers[1].mlp.up_proj.weight.data[3, 5] = float("inf")
     folder = checkpoints.save_hub(tmp_path / "checkpoint", made)
     with pytest.raises(CheckpointError, match=r"model.language_model.layers.1.mlp.up_proj.weight.*infinite"):

@@ -1,7 +1,7 @@
 """llama.cpp's own audio path: chosen by name alone, said to be inexact, and held to an emulation of it in torch."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def bundle(checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def session(bundle: Path) -> Iterator[Session]:
-    with load(bundle, engine="llamacpp-mtmd") as opened:
+    with load(bundle, engine="llamacpp-mtmd", threads=1) as opened:
         yield opened
 
 
@@ -116,9 +116,9 @@ def test_verification_measures_it_and_fails_it(bundle: Path, checkpoint: Path, t
         verify(bundle, open_checkpoint(checkpoint), speech=listed, engine="onnxruntime")
 
 
-def test_an_abort_within_the_library_is_an_error_with_what_it_said_last(tmp_path: Path) -> None:
+def test_an_abort_within_the_library_is_an_error_with_what_it_said_last(demo: Callable[..., Path]) -> None:
     """The shipped encoder is 192 wide, whose padding llama.cpp gets wrong: it ends its process."""
-    folder = build(shipped("model"), tmp_path / "out", targets=("gguf",), recipe="fp16", verify=False).folder
+    folder = demo("fp16", "onnx", "openvino", "gguf")
     with pytest.raises(EngineError, match=r"(?s)signal SIGABRT\).*expected output 187 tokens, got 188"):
         load(folder, engine="llamacpp-mtmd")
     with load(folder, engine="llamacpp") as opened:
