@@ -121,8 +121,9 @@ class LlamaCpp:
     flash_attention = True
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from ossicle.runtimes.llamacpp_api import Api, Context, Opening
+        from ossicle.runtimes.llamacpp_api import Api
         from ossicle.runtimes.llamacpp_audio import Ear
+        from ossicle.runtimes.llamacpp_context import Context, Opening
         from ossicle.runtimes.processor import physical_cores
 
         text, audio = options.artifacts / "text.gguf", options.artifacts / "mmproj.gguf"

@@ -20,8 +20,8 @@ from ossicle.benchmarks.checkpoints import configuration
 from ossicle.compiler.families import family, voxtral
 from ossicle.compiler.pipeline import Silent
 from ossicle.compiler.quantize import Weights
-from ossicle.runtimes.base import Options
 from ossicle.runtimes.onnxruntime import RUNTIME
+from ossicle.runtimes.options import Options
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import Artifact, Float32
 from ossicle.targets.onnx import Onnx

@@ -25,10 +25,11 @@ from ossicle.benchmarks.process import machine
 from ossicle.compiler.families import family, voxtral
 from ossicle.compiler.pipeline import Silent
 from ossicle.compiler.quantize import Weights
-from ossicle.runtimes.base import Options, Sequences
+from ossicle.runtimes.base import Sequences
 from ossicle.runtimes.openvino_models import keep_last
 from ossicle.runtimes.openvino_settings import settings
 from ossicle.runtimes.openvino_stateful import StatefulDecoder
+from ossicle.runtimes.options import Options
 from ossicle.targets.contract import Float32
 from ossicle.targets.openvino import FOLDER, STATELESS, STEMS, Openvino
 from ossicle.targets.recipes import RECIPES

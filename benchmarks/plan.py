@@ -21,9 +21,9 @@ from ossicle.compiler.forecast import PROMPT, Forecast, forecast
 from ossicle.compiler.plan import described, size
 from ossicle.compiler.stored import recipe_of
 from ossicle.runtimes.bandwidth import read_bandwidth
-from ossicle.runtimes.base import Options
 from ossicle.runtimes.measure import Child
 from ossicle.runtimes.measurements import Times, of_plan
+from ossicle.runtimes.options import Options
 from ossicle.runtimes.plans import Placement, Plan
 from ossicle.runtimes.processor import processor
 from ossicle.targets import manifest as manifests

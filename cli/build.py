@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..targets.tensorrt_engine import Engines
+from ..targets.tensorrt_profiles import Engines
 from .common import Bundle, Json, app, complain, file_size, guarded, needs_build_extra, print_json
 from .engines import Batch, Capabilities, Context, Kind, Prompt, documents, engines
 from .options import Adapters, CheckpointName, Imatrix, Quantized, RuntimeAdapters, Speech, kept_apart, listed, merged

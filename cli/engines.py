@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from ..targets import tensorrt_engine
 from ..targets.contract import BuildError
 from ..targets.manifest import Manifest
-from ..targets.tensorrt_engine import Engines
+from ..targets.tensorrt_profiles import Engines
 
 Kind = Annotated[
     str | None,

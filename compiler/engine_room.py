@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Sequence
 
-from ..targets import tensorrt, tensorrt_engine, tensorrt_room
+from ..targets import tensorrt, tensorrt_engine, tensorrt_profiles, tensorrt_room
 from ..targets.contract import Recipe
-from ..targets.tensorrt_engine import Engines
+from ..targets.tensorrt_profiles import Engines
 from ..targets.tensorrt_room import Load
 from . import plan
 from .checkpoint import Checkpoint
@@ -25,7 +25,7 @@ def check(checkpoint: Checkpoint, recipe: Recipe, stages: Sequence[str], engines
     model = plan.model_of(checkpoint)
     stored = plan.size(model, "tensorrt", recipe, wanted.context).stored
     loads = {
-        stage: Load(stored[f"tensorrt {stage}"], tensorrt_engine.packed(tensorrt.precision(stage, recipe)))
+        stage: Load(stored[f"tensorrt {stage}"], tensorrt_profiles.packed(tensorrt.precision(stage, recipe)))
         for stage in stages
     }
     for said in tensorrt_room.foretold(loads, named=wanted.kind in tensorrt_engine.PACKAGES):

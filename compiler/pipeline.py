@@ -12,7 +12,7 @@ from ..targets.contract import Artifact, Progress, Recipe, RecipeError, TracedSt
 from ..targets.manifest import Manifest
 from ..targets.recipes import RECIPES
 from ..targets.recipes import recipe as named_recipe
-from ..targets.tensorrt_engine import Engines
+from ..targets.tensorrt_profiles import Engines
 from . import engine_room, limits, quantizers, recipe_file, report
 from . import runtime_adapters as beside
 from . import speech as recordings

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from .kquants_search import fit_affine, fit_by_turns, fit_positive, fit_symmetric
+from .kquants_affine import fit_affine
+from .kquants_scale import fit_by_turns, fit_positive, fit_symmetric
 from .kquants_tile import (
     CHOSEN,
     CHOSEN_LOW,

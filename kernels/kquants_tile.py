@@ -11,6 +11,8 @@ import numpy as np
 f32 = np.float32
 
 LANES = 32
+# Positions in a loop short enough to be unrolled: then the loop around it, over lanes, becomes vectors, sums in registers.
+STRIP = 16
 # Rows of a tile from which on: the weights of the blocks' positions, and two rows of products for each position.
 W, A, B = 32, 64, 96
 # Rows of the state: one value for each lane.

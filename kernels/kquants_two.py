@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .kquants_search import fit_affine, fit_positive
+from .kquants_affine import fit_affine
+from .kquants_scale import fit_positive
 from .kquants_tile import (
     CHOSEN,
     CHOSEN_LOW,

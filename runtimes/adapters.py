@@ -7,7 +7,8 @@ Each choice is a view of the engine (base.AdaptingEngine), so that nothing passe
 from collections.abc import Mapping
 
 from ..targets.contract import PromptError
-from .base import ADAPTING, AdaptingEngine, Engine, adapter_faults
+from .base import AdaptingEngine, Engine
+from .options import ADAPTING, adapter_faults
 
 Key = tuple[tuple[str, float], ...]
 

@@ -1,37 +1,15 @@
 """What a runtime is: an engine's name, whether it can be used here, and how it opens a bundle."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
-from math import isfinite
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Protocol, runtime_checkable
 
 from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
 from ..targets.probe import Proof
-
-ADAPTING = "onnxruntime, llamacpp"  # engines that add adapters as they run
-
-
-@dataclass(frozen=True)
-class Options:
-    """How an engine is to run; each refuses what it cannot do.
-
-    `kv_cache` is what keys and values are kept in: "float32", "float16", "int8", "int4" where the engine has it, "" its exact
-    default. `adapters` are those that a bundle keeps for run time, by name, each with how much of it is added. `compute` is
-    what products are computed in where the engine has a choice: "float32", "" its default.
-    """
-
-    threads: int = 0  # 0: as many as the machine has cores
-    provider: str = "cpu"
-    kv_cache: str = ""
-    flash_attention: bool | None = None  # None: the engine's exact default
-    adapters: Mapping[str, float] = field(default_factory=dict)
-    compute: str = ""
+from .handing import KeyValues
+from .options import Options
 
 
 @dataclass
@@ -44,39 +22,6 @@ class Sequences:
     lengths: list[int]
     cache: Any = field(repr=False)
     known: int = 0
-
-
-@dataclass(frozen=True)
-class KeyValues:
-    """What a decoder remembers of one row, in the form in which engines hand it to each other.
-
-    Both are [layers, key heads, tokens, head_dim], float32 or float16, the first token first. Keys are rotated, by the
-    rotation of halves and from position 0: the numbers that ONNX and OpenVINO artifacts keep.
-    """
-
-    keys: NDArray[Any]
-    values: NDArray[Any]
-
-    @classmethod
-    def of(cls, arrays: Sequence[NDArray[Any]]) -> Self:
-        """From arrays [key heads, tokens, head_dim]: each layer's keys and values in turns."""
-        return cls(np.stack(arrays[::2]), np.stack(arrays[1::2]))
-
-    @property
-    def tokens(self) -> int:
-        return int(self.keys.shape[2])
-
-    @property
-    def nbytes(self) -> int:
-        return int(self.keys.nbytes + self.values.nbytes)
-
-    def first(self, tokens: int) -> Self:
-        """What it remembers of its first tokens, in the same memory."""
-        return replace(self, keys=self.keys[:, :, :tokens], values=self.values[:, :, :tokens])
-
-    def arrays(self) -> list[NDArray[Any]]:
-        """Arrays [key heads, tokens, head_dim]: each layer's keys and values in turns."""
-        return [array for layer in zip(self.keys, self.values, strict=True) for array in layer]
 
 
 class Encoder(Protocol):
@@ -285,74 +230,3 @@ def opened_without_encoder(engine: str) -> EngineError:
 def proof(runtime: Runtime) -> Proof:
     """What running it here says of its artifacts: of an ordinary one, that their engine executed them."""
     return runtime.proof if isinstance(runtime, ProvingRuntime) else "executed"
-
-
-def check_handed(engine: str, rows: Sequence[KeyValues], layers: int, heads: int, head_dim: int) -> None:
-    """Refuse rows that another model's decoder has made.
-
-    Raises:
-        EngineError: their sizes are not those of this engine's decoder.
-    """
-    for row in rows:
-        if {row.keys.shape, row.values.shape} != {(layers, heads, row.tokens, head_dim)}:
-            raise EngineError(
-                f"engine '{engine}' takes keys and values [{layers}, {heads}, tokens, {head_dim}] of a row, and was given "
-                f"{list(row.keys.shape)} and {list(row.values.shape)}. Hand over between engines of one bundle alone"
-            )
-    if not rows:
-        raise EngineError(f"engine '{engine}' was given no rows to go on with (it needs: 1 or more).")
-
-
-def check_options(
-    engine: str,
-    options: Options,
-    *,
-    providers: Sequence[str] = ("cpu",),
-    kv_caches: Sequence[str] = (),
-    flash_attention: bool = False,
-    adapters: Sequence[str] | None = None,
-    computes: Sequence[str] = (),
-) -> None:
-    """Refuse what an engine is asked for and cannot do; what it can is said here, `adapters` None: none at run time.
-
-    Raises:
-        EngineError: listing everything that it cannot do, and what it can.
-    """
-    faults = []
-    if options.provider not in providers:
-        faults.append(f"no provider '{options.provider}' here (it has: {', '.join(providers)})")
-    if options.kv_cache and options.kv_cache not in kv_caches:
-        faults.append(f"no kv_cache '{options.kv_cache}' (it has: {', '.join(kv_caches) or 'its own alone'})")
-    if options.flash_attention is not None and not flash_attention:
-        faults.append("no choice of flash_attention")
-    faults += compute_faults(options.compute, computes)
-    faults += adapter_faults(options.adapters, adapters)
-    if faults:
-        raise EngineError(f"engine '{engine}' has {'; '.join(faults)}. See what this machine has: ossicle doctor")
-
-
-def compute_faults(wanted: str, computes: Sequence[str]) -> list[str]:
-    """What speaks against computing products in a type, of those that an engine has a choice of."""
-    if wanted in ("", *computes):
-        return []
-    return [f"no compute '{wanted}' (it has: {', '.join(computes) or 'what the bundle says alone'})"]
-
-
-def adapter_faults(wanted: Mapping[str, float], held: Sequence[str] | None) -> list[str]:
-    """What speaks against adding so much of each adapter, of those that are held; None: none are added at run time."""
-    if wanted and held is None:
-        return [
-            f"no adapters at run time (these have: {ADAPTING}; or merge them: ossicle build CHECKPOINT --adapter PATH)"
-        ]
-    faults = [
-        f"no adapter '{name}' in this bundle ({_held(name, held or ())})" for name in wanted if name not in (held or ())
-    ]
-    return faults + [f"no scale {scale} for adapter '{name}'" for name, scale in wanted.items() if not isfinite(scale)]
-
-
-def _held(name: str, held: Sequence[str]) -> str:
-    """Which adapters there are, and how there would be this one."""
-    if near := get_close_matches(name, held, n=3):
-        return f"near it: {', '.join(near)}; it has: {', '.join(held)}"
-    build = "keep one in it: ossicle build CHECKPOINT --target onnx,gguf --runtime-adapter PATH"
-    return f"it has: {', '.join(held) or 'none'}; {build}"

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..targets import manifest as manifests
-from .base import Options
 from .choose import Choices, Ranked, by_measurement, by_rank, consider
 from .measured import measured
 from .measurements import Measurements, Row, Times
+from .options import Options
 from .plans import Placement, Plan, Stage
 from .select import Candidate, Wanted
 

@@ -15,8 +15,9 @@ from ..targets.contract import Artifact, EngineError, Float32, Int64
 from ..targets.manifest import Manifest
 from ..targets.probe import Proof
 from .artifacts import stage_artifact
-from .base import Encoder, Engine, Options, Sequences, check_options, opened_without_encoder
+from .base import Encoder, Engine, Sequences, opened_without_encoder
 from .coreml_models import UNITS, CachedModel, InterpretedModel, Model, NativeModel, native_refusal
+from .options import Options, check_options
 from .refusal import Refusal
 
 PACKAGE = ".mlpackage"

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from ..targets import gguf_blocks, gguf_file
 from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
-from .base import Engine, Options, Sequences, check_options
-from .llamacpp_api import CACHE_TYPES, MAX_SEQUENCES, Opening, library
+from .base import Engine, Sequences
+from .llamacpp_api import library
+from .llamacpp_context import CACHE_TYPES, MAX_SEQUENCES, Opening
 from .llamacpp_process import Process
+from .options import Options, check_options
 from .processor import physical_cores
 from .refusal import Refusal
 from .registry import installed

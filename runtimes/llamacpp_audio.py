@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..targets.contract import EngineError, Float32
-from .llamacpp_api import Api, Context, Log, check_defaults, fields
+from .llamacpp_api import Api, Log, check_defaults, fields
+from .llamacpp_context import Context
 
 _AUDIO = 2  # the type of a chunk
 _RATE = 16000  # Hz

@@ -14,9 +14,10 @@ from ..targets import gguf_file
 from ..targets.contract import EngineError, Float32
 from ..targets.manifest import Manifest
 from .artifacts import stage_file
-from .base import Engine, Options
+from .base import Engine
 from .llamacpp import LlamaCpp, LlamaCppEngine
 from .llamacpp_process import Process
+from .options import Options
 
 
 class LlamaCppMtmd(LlamaCpp):

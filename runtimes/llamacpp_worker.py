@@ -13,8 +13,9 @@ from typing import IO, Any
 from numpy.typing import NDArray
 
 from ..targets.contract import BundleError, EngineError
-from .llamacpp_api import Api, Context, Opening, load_stored
+from .llamacpp_api import Api
 from .llamacpp_audio import Ear
+from .llamacpp_context import Context, Opening, load_stored
 from .llamacpp_widened import load_widened
 from .llamacpp_wire import receive, send
 

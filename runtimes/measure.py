@@ -13,11 +13,11 @@ from time import monotonic
 from typing import Any, Protocol
 
 from . import child
-from .base import Options
 from .choose import Choices, misfit
 from .device import DeviceFacts
 from .measurements import NOISE, Measurements, Row, Stages, Times, of_plan, with_threads
 from .needs import room
+from .options import Options
 from .plans import STAGES, Placement, Plan, Stage
 
 BUDGET, BUDGET_PER_GB = 20.0, 15.0  # seconds by default: for any model, and for each gigabyte that its engines load

@@ -17,9 +17,10 @@ import numpy as np
 from ..targets import manifest as manifests
 from ..targets.contract import EngineError, Float32, OssicleError
 from ..targets.memory import peak_memory_of_all
-from .base import EncoderRuntime, Engine, HandingEngine, Options
+from .base import EncoderRuntime, Engine, HandingEngine
 from .measurements import stages_of
 from .mixed import open_plan
+from .options import Options
 from .plans import Plan
 from .registry import runtime
 

@@ -19,11 +19,11 @@ from time import monotonic, sleep
 
 from ..targets import manifest as manifests
 from ..targets.locks import taken
-from .base import Options
 from .choose import Choices
 from .device import fingerprint
 from .measure import Child, default_budget, measure, thread_counts
 from .measurements import Measurements, decode, encode
+from .options import Options
 
 FOLDER, SWITCH = "OSSICLE_CACHE", "OSSICLE_MEASURE"
 _PAUSE = 0.1  # seconds between two looks at a lock

@@ -17,12 +17,12 @@ from .base import (
     EncoderRuntime,
     Engine,
     HandingEngine,
-    KeyValues,
-    Options,
     Runtime,
     Sequences,
     encoder_lacking,
 )
+from .handing import KeyValues
+from .options import Options
 from .plans import Placement, Plan, Stage
 
 LONG = 64  # tokens from which on it is the reader that extends a sequence, though its keys and values go there and back

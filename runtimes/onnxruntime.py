@@ -14,21 +14,14 @@ from ..targets.contract import EngineError, Float32, Int64
 from ..targets.manifest import Manifest
 from . import onnxruntime_providers as providers
 from .artifacts import stage_file
-from .base import (
-    Encoder,
-    Engine,
-    KeyValues,
-    Options,
-    Sequences,
-    check_handed,
-    check_options,
-    opened_without_encoder,
-)
+from .base import Encoder, Engine, Sequences, opened_without_encoder
+from .handing import KeyValues, check_handed
 from .onnxruntime_adapters import Adapters, kept
 from .onnxruntime_cache import run_bound
 from .onnxruntime_decoder import FusedDecoder, Graph, StandardDecoder
 from .onnxruntime_providers import CPU, PROVIDERS, Provider
 from .onnxruntime_session import engine_call, open_session
+from .options import Options, check_options
 from .refusal import missing_package
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..targets.contract import Float32
-from .base import KeyValues, Sequences
+from .base import Sequences
+from .handing import KeyValues
 from .onnxruntime_cache import Cache, filled_cache, on_device, run_bound
 
 ROOM = 256  # tokens that a fused cache is longer than what it holds, so that it seldom grows

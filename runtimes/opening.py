@@ -7,13 +7,14 @@ from pathlib import Path
 from ..targets import manifest as manifests
 from ..targets.contract import BundleError, EngineError
 from ..targets.manifest import Manifest
-from .base import Engine, Options, Runtime, adapter_faults
+from .base import Engine, Runtime
 from .choose import Choices, Ranked, by_measurement, by_rank, consider, distinct
 from .fallback import FallbackEngine, Way
 from .llamacpp_widened import widened_bytes
 from .measured import measured
 from .measured import wanted as wanted_here
 from .mixed import open_plan
+from .options import Options, adapter_faults
 from .plans import Plan
 from .prefixes import MEMORY, with_prefixes
 from .select import CONTEXT, Wanted, failed_verification

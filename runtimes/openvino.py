@@ -15,11 +15,13 @@ from ..targets.manifest import Manifest
 from ..targets.openvino_core import core
 from . import openvino_devices, openvino_models, openvino_static
 from .artifacts import stage_file
-from .base import Encoder, Engine, KeyValues, Options, Sequences, check_options, opened_without_encoder
+from .base import Encoder, Engine, Sequences, opened_without_encoder
+from .handing import KeyValues
 from .mapped import let_go
 from .openvino_settings import KV_CACHES, settings
 from .openvino_stateful import StatefulDecoder
 from .openvino_static import StaticDecoder
+from .options import Options, check_options
 from .refusal import missing_package
 
 ENCODER = "openvino_audio_encoder_model.xml"

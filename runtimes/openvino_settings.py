@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .base import Options
+from .options import Options
 from .processor import processor
 
 CACHE = "OSSICLE_OPENVINO_CACHE"

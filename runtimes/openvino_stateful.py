@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..targets.contract import EngineError, Float32
-from .base import KeyValues, Sequences, check_handed
+from .base import Sequences
+from .handing import KeyValues, check_handed
 from .mapped import let_go
 from .openvino_models import KEEP, failed
 

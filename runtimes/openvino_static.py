@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..targets.contract import EngineError, Float32, Int64
-from .base import KeyValues, Sequences, check_handed
+from .base import Sequences
+from .handing import KeyValues, check_handed
 from .openvino_models import run
 
 WIDTH = 64  # tokens of a prompt that are run together

@@ -10,9 +10,10 @@ from typing import Any
 
 from ..targets.contract import Artifact, EngineError
 from ..targets.manifest import Manifest
-from .base import ComputingRuntime, DecoderRuntime, EncoderRuntime, Runtime, compute_faults, encoder_lacking
+from .base import ComputingRuntime, DecoderRuntime, EncoderRuntime, Runtime, encoder_lacking
 from .device import DeviceFacts, RuntimeFacts, runtime_facts
 from .needs import Need, need, room, size
+from .options import compute_faults
 from .plans import STAGES, Placement, Stage
 from .registry import runtimes, unknown
 

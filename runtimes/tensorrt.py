@@ -19,7 +19,8 @@ from ..targets.manifest import Manifest
 from ..targets.probe import Proof
 from ..targets.tensorrt_engine import PACKAGES, EngineFacts
 from .artifacts import stage_artifact
-from .base import Encoder, Engine, Options, Sequences, check_options, opened_without_encoder
+from .base import Encoder, Engine, Sequences, opened_without_encoder
+from .options import Options, check_options
 from .refusal import Refusal, lacking
 from .tensorrt_buffers import Graph, Scratch
 from .tensorrt_decoder import Decoder, Limits

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..targets.contract import EngineError, Float32, Port
-from ..targets.tensorrt_engine import LOGITS
+from ..targets.tensorrt_profiles import LOGITS
 from .base import Sequences
 from .tensorrt_buffers import Block, Buffer, Graph, Scratch
 
 SLOTS = 256
-STEP, PROMPT = 0, 1  # profiles, in the order of targets/tensorrt_engine.py; an engine may have one for both
+STEP, PROMPT = 0, 1  # profiles, in the order of targets/tensorrt_profiles.py; an engine may have one for both
 
 
 @dataclass(frozen=True)

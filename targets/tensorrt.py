@@ -16,7 +16,7 @@ from .needs import needs
 from .onnx import Planned
 from .recipes import FLOAT8
 from .streaming import fill
-from .tensorrt_engine import Engines
+from .tensorrt_profiles import Engines
 
 FOLDER = "tensorrt"
 

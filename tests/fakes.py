@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from ossicle.compiler.families._mistral_tools import tool_format
 from ossicle.compiler.tokenizer import write_tokenizer
-from ossicle.runtimes.base import Engine, Options, Sequences
+from ossicle.runtimes.base import Engine, Sequences
+from ossicle.runtimes.options import Options
 from ossicle.runtimes.tokens import Tokenizer
 from ossicle.targets import manifest
 from ossicle.targets.contract import Artifact, EngineError, Float32, Int64, Memory

@@ -9,7 +9,7 @@ from ossicle.cli.main import app
 from ossicle.compiler import pipeline
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import BuildError
-from ossicle.targets.tensorrt_engine import Engines
+from ossicle.targets.tensorrt_profiles import Engines
 from ossicle.tests import checkpoints
 from typer.testing import CliRunner
 

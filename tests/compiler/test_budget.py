@@ -21,7 +21,7 @@ from ossicle.compiler.readings import Utterance
 from ossicle.compiler.reference import Original
 from ossicle.compiler.runtime_adapters import RuntimeAdapterSpec, open_all
 from ossicle.compiler.speech import load
-from ossicle.runtimes.base import Options
+from ossicle.runtimes.options import Options
 from ossicle.runtimes.registry import runtime
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import AudioError, OssicleError, RecipeError, WeightFormat

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ossicle.benchmarks.checkpoints import configuration, write_random
-from ossicle.compiler.checkpoint import Checkpoint, HalfSplit, open_checkpoint
+from ossicle.compiler.canonical import HalfSplit
+from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.families import voxtral
 from ossicle.compiler.safetensors import read_header
 from ossicle.targets.contract import CheckpointError

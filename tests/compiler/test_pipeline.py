@@ -16,8 +16,8 @@ import pytest
 from ossicle.compiler import pipeline, tekken, tokenizer, trace
 from ossicle.compiler.lora import AdapterSpec
 from ossicle.compiler.staging import STATE
-from ossicle.runtimes.base import Options
 from ossicle.runtimes.onnxruntime import RUNTIME
+from ossicle.runtimes.options import Options
 from ossicle.targets import manifest as manifests
 from ossicle.targets import registry, streaming
 from ossicle.targets.contract import BuildError, BundleError, CheckpointError, OssicleError, RecipeError

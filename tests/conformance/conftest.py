@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 from ossicle.compiler.pipeline import build
-from ossicle.runtimes.base import Engine, InexactRuntime, Options
+from ossicle.runtimes.base import Engine, InexactRuntime
 from ossicle.runtimes.choose import by_rank, consider
 from ossicle.runtimes.mixed import open_plan
+from ossicle.runtimes.options import Options
 from ossicle.runtimes.registry import runtimes
 from ossicle.runtimes.select import Wanted
 from ossicle.targets import manifest as manifests
 from ossicle.targets import registry
 from ossicle.targets.contract import RecipeError
 from ossicle.targets.recipes import RECIPES
-from ossicle.targets.tensorrt_engine import Engines
+from ossicle.targets.tensorrt_profiles import Engines
 from ossicle.tests import checkpoints
 from ossicle.tests.conformance.readers import READERS
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from ossicle.compiler.figures import divergence
-from ossicle.runtimes.base import Options
+from ossicle.runtimes.options import Options
 from ossicle.runtimes.registry import runtime
 from ossicle.targets.recipes import RECIPES
 from ossicle.tests.conformance.conftest import Case

@@ -5,7 +5,8 @@ from copy import copy
 from typing import Any
 
 import numpy as np
-from ossicle.runtimes.base import Engine, KeyValues, Sequences
+from ossicle.runtimes.base import Engine, Sequences
+from ossicle.runtimes.handing import KeyValues
 from ossicle.targets.contract import EngineError, Float32
 from ossicle.tests.fakes import HIDDEN, FakeEngine
 

@@ -15,8 +15,9 @@ from ossicle.compiler.verify import ask
 from ossicle.runtimes import coreml, coreml_models
 from ossicle.runtimes import device as machine
 from ossicle.runtimes import select as selection
-from ossicle.runtimes.base import Engine, Options, proof
+from ossicle.runtimes.base import Engine, proof
 from ossicle.runtimes.opening import load
+from ossicle.runtimes.options import Options
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import BundleError, EngineError, Float32
 from ossicle.targets.coreml import Coreml

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from ossicle.compiler.pipeline import build
 from ossicle.runtimes import onnxruntime
-from ossicle.runtimes.base import HandingEngine, KeyValues, Options
+from ossicle.runtimes.base import HandingEngine
+from ossicle.runtimes.handing import KeyValues
 from ossicle.runtimes.openvino import OpenVino
+from ossicle.runtimes.options import Options
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import EngineError, Float32
 from ossicle.targets.recipes import RECIPES

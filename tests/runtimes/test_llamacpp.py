@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from ossicle.runtimes import llamacpp, llamacpp_api, llamacpp_wire
-from ossicle.runtimes.base import Options
+from ossicle.runtimes import llamacpp, llamacpp_api, llamacpp_context, llamacpp_wire
 from ossicle.runtimes.llamacpp_worker import ROOM
+from ossicle.runtimes.options import Options
 from ossicle.targets import manifest
 from ossicle.targets.contract import BundleError, EngineError
 from ossicle.tests import checkpoints
@@ -71,7 +71,7 @@ def test_a_kept_row_and_its_origin_go_different_ways(engine: llamacpp.LlamaCppEn
 
 
 def test_numbers_of_sequences_that_nobody_holds_are_used_again(engine: llamacpp.LlamaCppEngine, model: Any) -> None:
-    for _ in range(2 * llamacpp_api.MAX_SEQUENCES):
+    for _ in range(2 * llamacpp_context.MAX_SEQUENCES):
         ours, _ = engine.prefill([prompt(3)])
     np.testing.assert_allclose(ours[0], logits(model, prompt(3))[-1], atol=1e-4, rtol=0)
 

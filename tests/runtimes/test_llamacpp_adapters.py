@@ -15,9 +15,9 @@ from ossicle.compiler.plan import described, plan
 from ossicle.compiler.runtime_adapters import RuntimeAdapterSpec, numbers, open_all, parse_runtime_adapter
 from ossicle.runtimes import llamacpp
 from ossicle.runtimes.adapters import adapted
-from ossicle.runtimes.base import Options, check_options
 from ossicle.runtimes.llamacpp_worker import ROOM
 from ossicle.runtimes.needs import need
+from ossicle.runtimes.options import Options, check_options
 from ossicle.runtimes.prefixes import with_prefixes
 from ossicle.runtimes.shared import shared
 from ossicle.targets import manifest

@@ -18,8 +18,8 @@ import numpy as np
 import psutil
 import pytest
 from ossicle.runtimes import llamacpp, llamacpp_api, llamacpp_audio, llamacpp_process
-from ossicle.runtimes.base import Options
 from ossicle.runtimes.llamacpp_worker import ROOM
+from ossicle.runtimes.options import Options
 from ossicle.targets import manifest
 from ossicle.targets.contract import EngineError, Float32
 from ossicle.tests import checkpoints

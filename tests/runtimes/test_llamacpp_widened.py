@@ -11,11 +11,11 @@ import pytest
 import torch
 from ossicle.compiler.pipeline import build
 from ossicle.runtimes import choose, llamacpp, openvino
-from ossicle.runtimes.base import Options
 from ossicle.runtimes.device import doctor
 from ossicle.runtimes.llamacpp_widened import widened_bytes
 from ossicle.runtimes.needs import need
 from ossicle.runtimes.opening import load
+from ossicle.runtimes.options import Options
 from ossicle.targets import gguf_file, manifest
 from ossicle.targets.contract import EngineError
 from ossicle.tests import checkpoints

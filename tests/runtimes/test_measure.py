@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from ossicle.runtimes import measured as cache
-from ossicle.runtimes.base import Options
 from ossicle.runtimes.choose import Choices, by_measurement
 from ossicle.runtimes.measure import ROUNDS, Child, default_budget, measure, promising, thread_counts
 from ossicle.runtimes.measurements import ANSWER, Measurements, Row, Stages, Times, decode, encode, of_plan
+from ossicle.runtimes.options import Options
 from ossicle.runtimes.plans import Placement, Plan, asked, one
 from ossicle.runtimes.select import Candidate
 from ossicle.targets import manifest as manifests

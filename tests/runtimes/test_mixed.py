@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ossicle.runtimes.base import BoundedEngine, Encoder, Engine, HandingEngine, KeyValues, Options, Runtime, Sequences
+from ossicle.runtimes.base import BoundedEngine, Encoder, Engine, HandingEngine, Runtime, Sequences
+from ossicle.runtimes.handing import KeyValues
 from ossicle.runtimes.mixed import LONG, open_plan
+from ossicle.runtimes.options import Options
 from ossicle.runtimes.plans import Placement, Plan, one
 from ossicle.targets.contract import EngineError, Float32
 from ossicle.tests.fakes import HIDDEN, FakeEngine, FakeRuntime, write_bundle

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ossicle.runtimes import onnxruntime
-from ossicle.runtimes.base import Engine, Options
+from ossicle.runtimes.base import Engine
 from ossicle.runtimes.onnxruntime_decoder import ROOM
+from ossicle.runtimes.options import Options
 from ossicle.targets import manifest
 from ossicle.targets.contract import EngineError, Float32
 from ossicle.tests.runtimes.tiny_onnx import VOCABULARY, Form, Weights, reference, weights, write_onnx_bundle

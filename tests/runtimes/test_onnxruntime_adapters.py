@@ -18,7 +18,7 @@ from ossicle.compiler.stored import rounded
 from ossicle.compiler.trace import trace
 from ossicle.runtimes import onnxruntime
 from ossicle.runtimes.adapters import adapted
-from ossicle.runtimes.base import Options
+from ossicle.runtimes.options import Options
 from ossicle.runtimes.prefixes import with_prefixes
 from ossicle.runtimes.shared import shared
 from ossicle.targets import manifest as manifests

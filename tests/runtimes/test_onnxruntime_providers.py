@@ -16,8 +16,9 @@ import pytest
 from ossicle.runtimes import onnxruntime
 from ossicle.runtimes import refusal as refusals
 from ossicle.runtimes.accelerators import Accelerator
-from ossicle.runtimes.base import Engine, Options
+from ossicle.runtimes.base import Engine
 from ossicle.runtimes.onnxruntime_providers import PROVIDERS
+from ossicle.runtimes.options import Options
 from ossicle.runtimes.refusal import Refusal
 from ossicle.targets.contract import EngineError
 from ossicle.tests.runtimes.tiny_onnx import VOCABULARY, Form, Weights, reference, weights, write_onnx_bundle

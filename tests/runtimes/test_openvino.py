@@ -13,7 +13,8 @@ import pytest
 from ossicle.compiler.pipeline import build
 from ossicle.runtimes import openvino as runtime
 from ossicle.runtimes import openvino_settings, openvino_stateful, openvino_static
-from ossicle.runtimes.base import Engine, Options
+from ossicle.runtimes.base import Engine
+from ossicle.runtimes.options import Options
 from ossicle.runtimes.processor import Processor
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import EngineError, Float32
@@ -288,7 +289,7 @@ def test_compiled_models_are_kept_where_the_environment_says(
 
 INTERRUPTED = """
 import os, pathlib, signal, sys
-from ossicle.runtimes.base import Options
+from ossicle.runtimes.options import Options
 from ossicle.runtimes.openvino import RUNTIME
 from ossicle.targets import manifest
 signal.signal(signal.SIGINT, signal.default_int_handler)

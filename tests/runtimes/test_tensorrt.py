@@ -12,14 +12,15 @@ import pytest
 import torch
 from ossicle.compiler.pipeline import build
 from ossicle.runtimes import tensorrt
-from ossicle.runtimes.base import Options
+from ossicle.runtimes.options import Options
 from ossicle.runtimes.select import select
 from ossicle.runtimes.tensorrt import TensorRtEngine
-from ossicle.targets import cuda, tensorrt_engine
+from ossicle.targets import cuda, tensorrt_profiles
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import EngineError
 from ossicle.targets.manifest import file_entry
-from ossicle.targets.tensorrt_engine import EngineFacts, Engines
+from ossicle.targets.tensorrt_engine import EngineFacts
+from ossicle.targets.tensorrt_profiles import Engines
 from ossicle.tests import checkpoints
 from ossicle.tests.runtimes.fake_tensorrt import Driver, package
 
@@ -48,7 +49,7 @@ def with_engines(
     (folder / "tensorrt").mkdir(parents=True, exist_ok=True)
     artifacts = []
     for artifact in manifest.artifacts:
-        held = tensorrt_engine.profiles(replace(artifact, precision=precision), LIMITS)
+        held = tensorrt_profiles.profiles(replace(artifact, precision=precision), LIMITS)
         path = folder / "tensorrt" / f"{artifact.stage}.engine"
         path.write_text(json.dumps({"graph": str(bundle / artifact.files[0].path), "profiles": held}))
         version = "1.7.1.116" if kind == "rtx" else "11.0.0"

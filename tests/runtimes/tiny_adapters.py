@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from ossicle.compiler.runtime_adapters import RuntimeAdapterSpec
-from ossicle.runtimes.base import DecoderRuntime, Options
+from ossicle.runtimes.base import DecoderRuntime
+from ossicle.runtimes.options import Options
 from ossicle.targets import manifest
 from ossicle.targets.contract import Float32
 from ossicle.tests import checkpoints

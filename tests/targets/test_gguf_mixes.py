@@ -20,8 +20,8 @@ from ossicle.compiler import pipeline, stored
 from ossicle.compiler.families import family
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.quantize import Weights
-from ossicle.runtimes.base import Options
 from ossicle.runtimes.llamacpp import RUNTIME
+from ossicle.runtimes.options import Options
 from ossicle.targets import gguf_blocks, gguf_file, gguf_mixes, gguf_names, registry
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import BuildError, Override, RecipeError, WeightFormat

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ossicle.runtimes import llamacpp
-from ossicle.runtimes.base import Options
+from ossicle.runtimes.options import Options
 from ossicle.targets import manifest
 from ossicle.tests import checkpoints
 from ossicle.tests.runtimes.tiny_gguf import CONFIG, write_bundle

@@ -17,11 +17,11 @@ from ossicle.compiler.pipeline import Silent, build
 from ossicle.runtimes.tensorrt_decoder import Decoder, Limits
 from ossicle.runtimes.tensorrt_same_graph import SameGraph
 from ossicle.targets import manifest as manifests
-from ossicle.targets import memory, registry, tensorrt_engine
+from ossicle.targets import memory, registry, tensorrt_engine, tensorrt_profiles
 from ossicle.targets.contract import Artifact, BuildError, QuantizedRows, RecipeError, WeightFormat
 from ossicle.targets.recipes import RECIPES
 from ossicle.targets.tensorrt import Tensorrt
-from ossicle.targets.tensorrt_engine import Engines
+from ossicle.targets.tensorrt_profiles import Engines
 from ossicle.targets.tensorrt_weights import _even
 from ossicle.tests import checkpoints
 from ossicle.tests.targets.conftest import LongModel
@@ -281,7 +281,7 @@ class TestEngines:
 
     def test_floats_have_a_profile_for_each(self, built: Path) -> None:
         floats = replace(decoder(built), precision="fp16")
-        step, prompt = tensorrt_engine.profiles(floats, Engines("rtx", context=512, prompt=32, batch=4))
+        step, prompt = tensorrt_profiles.profiles(floats, Engines("rtx", context=512, prompt=32, batch=4))
         assert step["inputs_embeds"] == [[1, 1, 48], [1, 1, 48], [4, 1, 48]]
         assert prompt["inputs_embeds"] == [[1, 1, 48], [1, 32, 48], [1, 32, 48]]
         assert (step["num_logits_to_keep"], prompt["num_logits_to_keep"]) == ([[1], [1], [1]], [[1], [1], [32]])
