@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ossicle.benchmarks import end_to_end
 from ossicle.benchmarks.exported import OnnxExport
-from ossicle.tests.checkpoints import model, save_hub, tiny_config
+from ossicle.tests.checkpoints import model, save_hub
 
 PEERS = Path(__file__).parents[1] / "benchmarks" / "peers.py"
 
@@ -17,7 +17,7 @@ PEERS = Path(__file__).parents[1] / "benchmarks" / "peers.py"
 def test_an_export_continues_a_prompt_as_the_model_does(tmp_path: Path) -> None:
     """Encoder, projector, a prompt of embeddings, and steps on the cache that was handed over; then another prompt."""
     torch = pytest.importorskip("torch")
-    made = model(tiny_config(audio={"num_hidden_layers": 1}))
+    made = model()
     checkpoint = save_hub(tmp_path / "checkpoint", made)
     command = [sys.executable, str(PEERS), "export-onnx", str(checkpoint), str(tmp_path / "onnx")]
     subprocess.run(command, check=True, capture_output=True)
