@@ -1,9 +1,10 @@
 """Bits spent by what matrices lose, beside uniform recipes and llama.cpp's mixes in the same bytes: the shipped model.
 
-    python benchmarks/budget.py [--tables openvino,gguf,solved,rank] [--cache DIR]
+    python benchmarks/budget.py [--tables openvino,gguf,solved,rank] [--calibration LIST --heard LIST] [--cache DIR]
 
-The recordings are cut in two halves. What matrices lose is measured on one half, and the model that is made by it hears the
-other, so that every recording is heard by a model that was made without it. The numbers are those that every target stores,
+The shipped recordings are cut in two halves. What matrices lose is measured on one half, and the model that is made by it hears
+the other, so that every recording is heard by a model that was made without it. With lists, losses are measured on one, and
+models heard on the other. The numbers are those that every target stores,
 computed with in torch float32; the divergence is of teacher-forced logits. A budget is what a uniform recipe takes, all files
 of the target counted; the last column leaves the encoder in int8, as all these recipes have it, so that only the decoder's
 bytes are spent anew. `solved` is both budgets with integers or blocks that gptq makes, beside the recipe's; `rank` the
@@ -22,15 +23,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from ossicle.benchmarks import parts
+from ossicle.benchmarks.parts import Part
 from ossicle.cli.demo import shipped
-from ossicle.compiler import bits, budget, plan, reference, sensitivity, speech, stored, torch_model
+from ossicle.compiler import bits, budget, plan, reference, sensitivity, stored, torch_model
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.choices import Choices, uniform
 from ossicle.compiler.families import family
 from ossicle.compiler.figures import divergence
 from ossicle.compiler.quantize import Weights, weights_of
 from ossicle.compiler.quantize_on_speech import quantize
-from ossicle.compiler.readings import Reading, reading_at
 from ossicle.compiler.reference import Original
 from ossicle.compiler.speech import Clip
 from ossicle.targets.contract import Recipe, WeightFormat
@@ -48,7 +50,7 @@ class Ear:
     """The model with its numbers rounded one way after another, and what it makes of recordings that the original read."""
 
     checkpoint: Checkpoint
-    readings: Sequence[Reading]
+    parts: Sequence[Part]
     folder: Path  # where figures are kept, and integers that gptq made
     _prompts: dict[tuple[str, str | None], list[int]] = field(default_factory=dict)
     _held: dict[str, tuple[WeightFormat, str]] = field(
@@ -60,20 +62,20 @@ class Ear:
     def original(self) -> Original:
         return Original(self.checkpoint)
 
-    def kl(self, chosen: Recipe, half: int, only: str | None = None) -> tuple[float, int]:
-        """The mean divergence over a half's positions, and how many there are; `only`: of that matrix's rounding alone."""
-        told = json.dumps([asdict(chosen), half, only], sort_keys=True)
+    def kl(self, chosen: Recipe, part: int, only: str | None = None) -> tuple[float, int]:
+        """The mean divergence over a part's positions, and how many there are; `only`: of that matrix's rounding alone."""
+        told = json.dumps([asdict(chosen), part, only], sort_keys=True)
         path = self.folder / f"kl-{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
         if not path.is_file():
-            found = self._heard(chosen, half, only)
+            found = self._heard(chosen, part, only)
             path.write_text(json.dumps([float(found.mean()), len(found)]))
         mean, count = json.loads(path.read_text())
         return mean, count
 
-    def _heard(self, chosen: Recipe, half: int, only: str | None) -> NDArray[np.float64]:
-        self._round(self._weights(chosen, half), chosen, half, only)
+    def _heard(self, chosen: Recipe, part: int, only: str | None) -> NDArray[np.float64]:
+        self._round(self._weights(chosen, part), chosen, part, only)
         found = []
-        for reading, audio in zip(self.readings[half::2], self._encoded(half), strict=True):
+        for reading, audio in zip(self.parts[part].readings, self._encoded(part), strict=True):
             replies = [reply for reply in reading.replies if reply.logits is not None]
             logits = [
                 self.original._forced(self._prompt(reading.clip, one.language), audio, one.tokens) for one in replies
@@ -82,18 +84,18 @@ class Ear:
             found.append(divergence(np.concatenate(expected), np.concatenate(logits)))
         return np.concatenate(found)
 
-    def _weights(self, chosen: Recipe, half: int) -> Weights:
-        """The recipe's numbers; those that gptq makes are made on the other half."""
+    def _weights(self, chosen: Recipe, part: int) -> Weights:
+        """The recipe's numbers; those that gptq makes are made on the part's other recordings."""
         if chosen.quantizer == "nearest":
             return weights_of(self.checkpoint, chosen)
         told = hashlib.sha256(json.dumps(asdict(chosen), sort_keys=True).encode()).hexdigest()[:16]
-        path = self.folder / f"made-{told}-{half}.safetensors"
+        path = self.folder / f"made-{told}-{part}.safetensors"
         if not path.is_file():
-            quantize(self.checkpoint, chosen, chosen.quantizer, path, listed(self.folder, half))
+            quantize(self.checkpoint, chosen, chosen.quantizer, path, self.parts[part].calibration)
         return weights_of(open_checkpoint(shipped("model"), quantized=path), chosen)
 
-    def _round(self, weights: Weights, chosen: Recipe, half: int, only: str | None) -> None:
-        made = "" if chosen.quantizer == "nearest" else f"{half} {chosen}"
+    def _round(self, weights: Weights, chosen: Recipe, part: int, only: str | None) -> None:
+        made = "" if chosen.quantizer == "nearest" else f"{part} {chosen}"
         for name, source in self.checkpoint.tensors.items():
             form = weights.format(name) if only in (None, name) else FLOAT32
             key = form, "" if form.is_float else made
@@ -102,13 +104,13 @@ class Ear:
                 torch_model.fill(self.original.model, name, numbers)
                 self._held[name] = key
 
-    def _encoded(self, half: int) -> list[Any]:
+    def _encoded(self, part: int) -> list[Any]:
         """The recordings as the encoder, as it is now, hears them."""
-        part = family(self.checkpoint.family).part
+        part_of = family(self.checkpoint.family).part
         held = sorted(self._held.items(), key=lambda one: one[0])
-        key = half, tuple((name, one) for name, one in held if part(name) in ENCODER)
+        key = part, tuple((name, one) for name, one in held if part_of(name) in ENCODER)
         if key not in self._audio:
-            self._audio[key] = [self.original._encode(reading.logmel) for reading in self.readings[half::2]]
+            self._audio[key] = [self.original._encode(reading.logmel) for reading in self.parts[part].readings]
         return self._audio[key]
 
     def _prompt(self, clip: Clip, language: str | None) -> list[int]:
@@ -122,14 +124,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default="openvino,gguf,solved,rank", help="what is measured (default: %(default)s)")
     parser.add_argument("--cache", type=Path, help="keep the original's readings, the losses and all figures here")
+    parts.add_options(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.cache or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = open_checkpoint(shipped("model"))
-        ear = Ear(checkpoint, read(checkpoint, folder), folder)
+        heard = parts.parts(options, folder)
+        ear = Ear(checkpoint, heard, folder)
         choices = {target: Choices.of(checkpoint, (target,)) for target in ("openvino", "gguf")}
-        losses = [measured(checkpoint, ear.readings[1 - half :: 2], choices, folder, half) for half in range(2)]
+        losses = [
+            measured(checkpoint, part, choices, folder / f"losses-{number}.json") for number, part in enumerate(heard)
+        ]
         tables = {
             "openvino": lambda: compared(ear, choices["openvino"], UNIFORM, losses),
             "gguf": lambda: compared(ear, choices["gguf"], MIXES, losses),
@@ -141,33 +147,19 @@ def main() -> None:
                 print(line, flush=True)
 
 
-def read(checkpoint: Checkpoint, folder: Path) -> list[Reading]:
-    spoken = speech.load(speech.shipped())
-    return [reading_at(path, clip) for clip, path in reference.keep(checkpoint, spoken, folder)]
-
-
-def measured(
-    checkpoint: Checkpoint, heard: Sequence[Reading], choices: Mapping[str, Choices], folder: Path, half: int
-) -> budget.Losses:
-    """What every matrix loses in every format of either target, on some recordings; kept in a file of the folder."""
+def measured(checkpoint: Checkpoint, part: Part, choices: Mapping[str, Choices], path: Path) -> budget.Losses:
+    """What every matrix loses in every format of either target, on what a part is made on; kept in a file."""
     named = {form.name: form for one in choices.values() for forms in one.formats.values() for form in forms}
     formats = {
         name: tuple(dict.fromkeys(form for one in choices.values() for form in one.formats[name]))
         for name in choices["gguf"].formats
     }
-    path = folder / f"losses-{half}.json"
     if not path.is_file():
-        listed(folder, half).write_text("\n".join(_entry(reading.clip) for reading in heard))
-        found, _ = sensitivity.measure(checkpoint, formats, "nearest", listed(folder, half))
+        found, _ = sensitivity.measure(checkpoint, formats, "nearest", part.calibration)
         path.write_text(
             json.dumps({key: {form.name: loss for form, loss in one.items()} for key, one in found.items()})
         )
     return {key: {named[form]: loss for form, loss in one.items()} for key, one in json.loads(path.read_text()).items()}
-
-
-def listed(folder: Path, half: int) -> Path:
-    """The list of the recordings that what a half hears is made on."""
-    return folder / f"calibration-{half}.jsonl"
 
 
 def compared(ear: Ear, choices: Choices, names: Sequence[str], losses: Sequence[budget.Losses]) -> Iterator[str]:
@@ -202,7 +194,7 @@ def solved(ear: Ear, choices: Mapping[str, Choices], losses: Sequence[budget.Los
 
 
 def budgets(choices: Choices, one: Recipe, losses: Sequence[budget.Losses]) -> Iterator[list[Recipe]]:
-    """What is spent in a recipe's bytes by either half's losses, with the encoder and without it."""
+    """What is spent in a recipe's bytes by each part's losses, with the encoder and without it."""
     for kept in (losses, [encoder_kept(choices, each) for each in losses]):
         spent = [allocated(choices, size_of(choices, one), each) for each in kept]
         yield [bits.recipe(each, choices.model.family) for each in spent]
@@ -233,13 +225,13 @@ def allocated(choices: Choices, size: int, losses: budget.Losses) -> bits.Alloca
 
 
 def mean(ear: Ear, recipes: Sequence[Recipe]) -> float:
-    """The mean divergence over all recordings, each half heard by its own recipe's model."""
-    heard = [ear.kl(one, half) for half, one in enumerate(recipes)]
+    """The mean divergence over all recordings, each part heard by its own recipe's model."""
+    heard = [ear.kl(one, part) for part, one in enumerate(recipes)]
     return sum(kl * count for kl, count in heard) / sum(count for _, count in heard)
 
 
 def ranked(ear: Ear, losses: budget.Losses) -> Iterator[str]:
-    """How well expected losses order the matrices by the divergence that each makes alone, on the other half."""
+    """How well expected losses order the matrices by the divergence that each makes alone, on the first part."""
     for form in (INT4, INT8):
         found = [ear.kl(uniform(form), 0, name)[0] for name in losses]
         expected = [one[form] for one in losses.values()]
@@ -249,10 +241,6 @@ def ranked(ear: Ear, losses: budget.Losses) -> Iterator[str]:
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
     ranks = np.array([np.argsort(np.argsort(values)) for values in (one, other)])
     return float(np.corrcoef(ranks)[0, 1])
-
-
-def _entry(clip: Clip) -> str:
-    return json.dumps({"file": str(clip.file.resolve()), "text": clip.text, "language": clip.language})
 
 
 if __name__ == "__main__":

@@ -1,25 +1,26 @@
 """What each quantizer makes of the same bytes: the shipped model, on recordings that it was not calibrated on.
 
     python benchmarks/quality.py [--out DIR] [--recipes int4,int4-g128] [--blocks q3_k_m,q4_k_m]
+    python benchmarks/quality.py --calibration LIST --heard LIST [--out DIR]
     python benchmarks/quality.py --targets onnx,openvino,gguf,tensorrt,coreml --recipes int4 [--out DIR]
 
-The recordings are cut in two halves. What is measured on one half quantizes a model for the other, so that every recording is
-heard by a model that was made without it. The numbers are those that every target stores, computed with in torch float32: the
-divergence is of teacher-forced logits, the word error rate of greedy transcripts. With `--targets` bundles are built, and
-verified by the engines on one half, instead.
+The shipped recordings are cut in two halves. What is measured on one half quantizes a model for the other, so that every
+recording is heard by a model that was made without it. With lists, models are made on one and heard on the other. The numbers
+are those that every target stores, computed with in torch float32: the divergence is of teacher-forced logits, the word error
+rate of greedy transcripts. With `--targets` bundles are built, and verified by the engines on the first part, instead.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from ossicle.benchmarks import quality_targets
+from ossicle.benchmarks import parts, quality_targets
+from ossicle.benchmarks.parts import Part
 from ossicle.cli.demo import shipped
-from ossicle.compiler import calibration, imatrix, reference, speech, stored
+from ossicle.compiler import calibration, imatrix, speech, stored
 from ossicle.compiler.calibrate import calibrate, statistics, utterances
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.families import family
@@ -27,9 +28,9 @@ from ossicle.compiler.figures import agreement, divergence
 from ossicle.compiler.quantize import weights_of
 from ossicle.compiler.quantize_on_speech import quantize
 from ossicle.compiler.quantizers import ON_INPUTS, QUANTIZERS
-from ossicle.compiler.readings import Reading, Utterance, reading_at
+from ossicle.compiler.readings import Utterance
 from ossicle.compiler.reference import Original
-from ossicle.compiler.speech import Clip, Speech, word_errors
+from ossicle.compiler.speech import Speech, word_errors
 from ossicle.targets.contract import Float32, Recipe, WeightFormat
 from ossicle.targets.recipes import recipe
 from ossicle.targets.sizes import stage_bytes
@@ -40,18 +41,7 @@ _FINER = {
     "int4-asymmetric": (16, 8),
     "int3": (16, 8),
 }  # groups that give nearest more bytes
-
-
-@dataclass(frozen=True)
-class Half:
-    """Recordings to calibrate on, and those to be heard afterwards with what the original makes of them.
-
-    `embeddings` are those of every recording heard, by how the encoder was quantized: recipes share encoders.
-    """
-
-    calibration: Path
-    readings: tuple[Reading, ...]
-    embeddings: dict[tuple[str, WeightFormat], list[Float32]] = field(default_factory=dict, repr=False)
+_ENCODED: dict[tuple[Path, str, WeightFormat], list[Float32]] = {}
 
 
 @dataclass(frozen=True)
@@ -73,92 +63,77 @@ def main() -> None:
     parser.add_argument("--recipes", default="int4,int4-g128,int4-asymmetric")
     parser.add_argument("--quantizers", default=",".join(QUANTIZERS))
     parser.add_argument("--blocks", default="q3_k_m,q4_k_m")
+    parts.add_options(parser)
     parser.add_argument("--targets", default="", help="build and verify the recipes for these targets instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        halves = cut(folder)
+        heard = parts.parts(options, folder)
         if options.targets:
-            engines(options, halves, folder)
+            engines(options, heard, folder)
             return
         print(
             "| recipe | numbers by | decoder | KL (nats) | median KL | same top token | WER |\n|---|---|---|---|---|---|---|",
             flush=True,
         )
-        for row in rows(options, halves, folder):
+        for row in rows(options, heard, folder):
             print(_line(row), flush=True)
 
 
-def rows(options: argparse.Namespace, halves: Sequence[Half], folder: Path) -> Iterator[Row]:
+def rows(options: argparse.Namespace, heard: Sequence[Part], folder: Path) -> Iterator[Row]:
     """Every line of the table, as it is measured."""
     for name in filter(None, options.recipes.split(",")):
         for quantizer in options.quantizers.split(","):
-            yield integers(recipe(name), quantizer, halves, folder)
+            yield integers(recipe(name), quantizer, heard, folder)
         for group in _FINER.get(name, ()):
             form = replace(recipe(name).decoder, group=group)
             finer = replace(recipe(name), name=f"{name}, groups of {group}", decoder=form, lm_head=form)
-            yield integers(finer, "nearest", halves, folder)
+            yield integers(finer, "nearest", heard, folder)
     for name in filter(None, options.blocks.split(",")):
         for importance in ("none", "text", "sound", "gradients"):
-            yield blocks(recipe(name), importance, halves, folder)
+            yield blocks(recipe(name), importance, heard, folder)
         for quantizer in (one for one in options.quantizers.split(",") if one in ON_INPUTS):
-            yield integers(recipe(name), quantizer, halves, folder)
+            yield integers(recipe(name), quantizer, heard, folder)
 
 
-def engines(options: argparse.Namespace, halves: Sequence[Half], folder: Path) -> None:
-    """Print a table of targets for each recipe, all made without the half that they are verified on."""
-    made_on, heard = (half.calibration for half in halves)
+def engines(options: argparse.Namespace, heard: Sequence[Part], folder: Path) -> None:
+    """Print a table of targets for each recipe, made and verified on the first part's recordings."""
+    part, quantizers, targets = heard[0], options.quantizers.split(","), options.targets.split(",")
     for name in filter(None, options.recipes.split(",")):
-        quantizers, targets = options.quantizers.split(","), options.targets.split(",")
-        for line in quality_targets.table(recipe(name), quantizers, targets, made_on, heard, folder):
+        for line in quality_targets.table(recipe(name), quantizers, targets, part.calibration, part.heard, folder):
             print(line, flush=True)
 
 
-def cut(folder: Path) -> list[Half]:
-    """The shipped recordings in two halves, each to be heard after the other."""
-    shown = speech.load(speech.shipped())
-    clips = tuple(replace(clip, questions=()) for clip in shown.clips)
-    spoken = Speech(shown.name, clips, f"{shown.sha256}, without questions")
-    kept = reference.keep(open_checkpoint(shipped("model")), spoken, folder)
-    readings = [reading_at(path, clip) for clip, path in kept]
-    halves = []
-    for number in range(2):
-        listed = folder / f"half-{number}.jsonl"
-        listed.write_text("\n".join(_entry(reading.clip) for reading in readings[1 - number :: 2]))
-        halves.append(Half(listed, tuple(readings[number::2])))
-    return halves
-
-
-def integers(chosen: Recipe, quantizer: str, halves: Sequence[Half], folder: Path) -> Row:
+def integers(chosen: Recipe, quantizer: str, heard: Sequence[Part], folder: Path) -> Row:
     """Groupwise integers, or GGUF's blocks, by one quantizer."""
     asked = replace(chosen, quantizer=quantizer)
     opened = []
-    for half in halves:
+    for part in heard:
         made = None
         if quantizer in ON_INPUTS:
-            made = folder / f"{chosen.name}-{quantizer}-{half.calibration.stem}.safetensors"
+            made = folder / f"{chosen.name}-{quantizer}-{part.calibration.stem}.safetensors"
             if not made.is_file():
-                quantize(open_checkpoint(shipped("model")), chosen, quantizer, made, half.calibration)
+                quantize(open_checkpoint(shipped("model")), chosen, quantizer, made, part.calibration)
         opened.append(open_checkpoint(shipped("model"), quantized=made))
-    return measured(asked, quantizer, opened, halves)
+    return measured(asked, quantizer, opened, heard)
 
 
-def blocks(chosen: Recipe, importance: str, halves: Sequence[Half], folder: Path) -> Row:
-    """GGUF's blocks, their rounding weighed by what was measured of the other half's audio or text."""
+def blocks(chosen: Recipe, importance: str, heard: Sequence[Part], folder: Path) -> Row:
+    """GGUF's blocks, their rounding weighed by what was measured of the other recordings' audio or text."""
     opened = []
-    for half in halves:
-        path = None if importance == "none" else folder / f"{importance}-{half.calibration.stem}.gguf"
+    for part in heard:
+        path = None if importance == "none" else folder / f"{importance}-{part.calibration.stem}.gguf"
         if path is not None and not path.is_file():
             checkpoint = open_checkpoint(shipped("model"))
-            imatrix.write(path, MEASURED[importance](checkpoint, half), family(checkpoint.family))
+            imatrix.write(path, MEASURED[importance](checkpoint, part), family(checkpoint.family))
         opened.append(open_checkpoint(shipped("model"), imatrix=path))
-    return measured(chosen, f"imatrix: {importance}", opened, halves)
+    return measured(chosen, f"imatrix: {importance}", opened, heard)
 
 
-def on_text(checkpoint: Checkpoint, half: Half) -> calibration.Calibration:
+def on_text(checkpoint: Checkpoint, part: Part) -> calibration.Calibration:
     """A calibration as llama-imatrix makes it: the transcripts as plain text, with no audio."""
-    spoken = speech.load(half.calibration)
+    spoken = speech.load(part.calibration)
     original = Original(checkpoint)
     heard = [original.utterance(clip) for clip in spoken.clips if clip.text]
     texts = [
@@ -167,26 +142,26 @@ def on_text(checkpoint: Checkpoint, half: Half) -> calibration.Calibration:
     return statistics(checkpoint, texts, Speech("text", spoken.clips, spoken.sha256))
 
 
-def by_sound(checkpoint: Checkpoint, half: Half) -> calibration.Calibration:
+def by_sound(checkpoint: Checkpoint, part: Part) -> calibration.Calibration:
     """A calibration on the recordings in which positions count by their sound alone."""
-    spoken = speech.load(half.calibration)
+    spoken = speech.load(part.calibration)
     return statistics(checkpoint, utterances(checkpoint, spoken), spoken)
 
 
-def by_gradients(checkpoint: Checkpoint, half: Half) -> calibration.Calibration:
+def by_gradients(checkpoint: Checkpoint, part: Part) -> calibration.Calibration:
     """A calibration on the recordings with the gradients that arrive at positions."""
-    return calibrate(checkpoint, half.calibration, gradients=True)
+    return calibrate(checkpoint, part.calibration, gradients=True)
 
 
 MEASURED = {"text": on_text, "sound": by_sound, "gradients": by_gradients}
 
 
-def measured(chosen: Recipe, label: str, opened: Sequence[Checkpoint], halves: Sequence[Half]) -> Row:
+def measured(chosen: Recipe, label: str, opened: Sequence[Checkpoint], heard: Sequence[Part]) -> Row:
     """All recordings, each heard by the model that was made without it."""
     kl, top, pairs = [], [], []
-    for checkpoint, half in zip(opened, halves, strict=True):
+    for checkpoint, part in zip(opened, heard, strict=True):
         rounded = Original(stored.rounded(checkpoint, chosen))
-        for reading, audio in zip(half.readings, _embeddings(rounded, chosen, half), strict=True):
+        for reading, audio in zip(part.readings, _embeddings(rounded, chosen, part), strict=True):
             expected = np.concatenate([one.logits for one in reading.replies if one.logits is not None])
             logits = rounded.score(reading, audio)
             kl.append(divergence(expected, logits))
@@ -200,11 +175,12 @@ def measured(chosen: Recipe, label: str, opened: Sequence[Checkpoint], halves: S
     return Row(chosen.name, label, size, float(found.mean()), float(np.median(found)), same, word_errors(pairs).rate)
 
 
-def _embeddings(rounded: Original, chosen: Recipe, half: Half) -> list[Float32]:
-    made = half.embeddings.get((chosen.quantizer, chosen.encoder))
-    if made is None:
-        made = half.embeddings[chosen.quantizer, chosen.encoder] = [rounded.encode(one) for one in half.readings]
-    return made
+def _embeddings(rounded: Original, chosen: Recipe, part: Part) -> list[Float32]:
+    """Those of every recording heard: recipes share encoders."""
+    key = part.heard, chosen.quantizer, chosen.encoder
+    if key not in _ENCODED:
+        _ENCODED[key] = [rounded.encode(one) for one in part.readings]
+    return _ENCODED[key]
 
 
 def _decoder_bytes(checkpoint: Checkpoint, chosen: Recipe) -> int:
@@ -212,10 +188,6 @@ def _decoder_bytes(checkpoint: Checkpoint, chosen: Recipe) -> int:
     names = [name for name in checkpoint.tensors if model.part(name) in ("decoder", "lm_head")]
     target = "gguf" if chosen.decoder.is_block else "openvino"
     return stage_bytes(target, "decoder", names, chosen, weights)
-
-
-def _entry(clip: Clip) -> str:
-    return json.dumps({"file": str(clip.file.resolve()), "text": clip.text, "language": clip.language})
 
 
 def _line(row: Row) -> str:
