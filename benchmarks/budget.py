@@ -174,7 +174,7 @@ def compared(ear: Ear, choices: Choices, names: Sequence[str], losses: Sequence[
     for size, one in sorted(beside, key=lambda entry: entry[0]):
         spent = [allocated(choices, size, each) for each in losses]
         expected = np.mean([each.loss for each in spent if each.loss is not None])
-        figures = [mean(ear, [one, one]), measured_of(ear, choices, spent), expected]
+        figures = [mean(ear, [one] * len(ear.parts)), measured_of(ear, choices, spent), expected]
         if one.encoder == INT8:
             kept = [allocated(choices, size, encoder_kept(choices, each)) for each in losses]
             figures.append(measured_of(ear, choices, kept))
@@ -188,7 +188,7 @@ def solved(ear: Ear, choices: Mapping[str, Choices], losses: Sequence[budget.Los
     for target, name in ((target, name) for target, names in SOLVED.items() for name in names):
         one, chosen = recipe(name), choices[target]
         figures = []
-        for pair in ([one, one], *budgets(chosen, one, losses)):
+        for pair in ([one] * len(ear.parts), *budgets(chosen, one, losses)):
             figures += [mean(ear, pair), mean(ear, [replace(each, quantizer="gptq") for each in pair])]
         yield f"| {one.name} | {' | '.join(f'{value:.2e}' for value in figures)} |"
 

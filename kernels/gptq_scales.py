@@ -43,7 +43,7 @@ class _Part:
     @property
     def group(self) -> int:
         """Columns of a sub-block."""
-        return self.worth.shape[1] // self.counts.shape[1]
+        return int(self.worth.shape[1] // self.counts.shape[1])
 
     def move_count(self, rest: Float32, slopes: Float32, hessian: Float32, span: slice, block: int) -> None:
         """Move a sub-block's counts; `rest`, its `slopes` and `hessian` are those of its columns alone."""

@@ -157,7 +157,8 @@ def _sixes(unit: int, at: int) -> Counts:
     def read(blocks: UInt8) -> Float32:
         first, shared = blocks[:, 4 + at : 8 + at], blocks[:, 12:16]
         second = shared >> nibble & np.uint8(15) | first >> np.uint8(6) << np.uint8(4)
-        return np.concatenate([first & low, second], axis=1).astype(np.float32)
+        counts: Float32 = np.concatenate([first & low, second], axis=1).astype(np.float32)
+        return counts
 
     def put(blocks: UInt8, counts: Float32) -> None:
         first, second = np.split(counts.astype(np.uint8), 2, axis=1)
@@ -175,7 +176,11 @@ def _octets(unit: int, start: int, count: int) -> Counts:
     def put(blocks: UInt8, counts: Float32) -> None:
         blocks[:, place] = counts.astype(np.int8).view(np.uint8)
 
-    return Counts(unit, -128, 127, lambda blocks: blocks[:, place].view(np.int8).astype(np.float32), put)
+    def read(blocks: UInt8) -> Float32:
+        counts: Float32 = blocks[:, place].view(np.int8).astype(np.float32)
+        return counts
+
+    return Counts(unit, -128, 127, read, put)
 
 
 _TWO = (Plane(0, 1, 16, 4),)
