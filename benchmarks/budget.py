@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ossicle.benchmarks import parts
 from ossicle.benchmarks.parts import Part
 from ossicle.cli.demo import shipped
-from ossicle.compiler import bits, budget, plan, reference, sensitivity, stored, torch_model
+from ossicle.compiler import bits, budget, plan, quantizers, reference, sensitivity, stored, torch_model
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.choices import Choices, uniform
 from ossicle.compiler.families import family
@@ -187,10 +187,22 @@ def solved(ear: Ear, choices: Mapping[str, Choices], losses: Sequence[budget.Los
     yield f"| in the bytes of | {' | '.join(ways)} |\n|{'---|' * (len(ways) + 1)}"
     for target, name in ((target, name) for target, names in SOLVED.items() for name in names):
         one, chosen = recipe(name), choices[target]
-        figures = []
-        for pair in ([one] * len(ear.parts), *budgets(chosen, one, losses)):
-            figures += [mean(ear, pair), mean(ear, [replace(each, quantizer="gptq") for each in pair])]
+        left = [left_by_gptq(chosen, each) for each in losses]
+        alike, figures = [one] * len(ear.parts), []
+        for unseen, seen in zip(
+            (alike, *budgets(chosen, one, losses)), (alike, *budgets(chosen, one, left)), strict=True
+        ):
+            figures += [mean(ear, unseen), mean(ear, [replace(each, quantizer="gptq") for each in seen])]
         yield f"| {one.name} | {' | '.join(f'{value:.2e}' for value in figures)} |"
+
+
+def left_by_gptq(choices: Choices, losses: budget.Losses) -> budget.Losses:
+    """What is left of losses where GPTQ finds the integers: of the embedding, which is looked up, all."""
+    linear = choices.model.family.linear
+    return {
+        name: {form: loss * quantizers.left("gptq", form, linear=linear(name)) for form, loss in one.items()}
+        for name, one in losses.items()
+    }
 
 
 def budgets(choices: Choices, one: Recipe, losses: Sequence[budget.Losses]) -> Iterator[list[Recipe]]:

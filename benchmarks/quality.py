@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--recipes", default="int4,int4-g128,int4-asymmetric")
     parser.add_argument("--quantizers", default=",".join(QUANTIZERS))
     parser.add_argument("--blocks", default="q3_k_m,q4_k_m")
+    parser.add_argument("--imatrices", default="none,text,sound,gradients", help="what weighs ggml's search of blocks")
     parts.add_options(parser)
     parser.add_argument("--targets", default="", help="build and verify the recipes for these targets instead")
     options = parser.parse_args()
@@ -91,7 +92,7 @@ def rows(options: argparse.Namespace, heard: Sequence[Part], folder: Path) -> It
             finer = replace(recipe(name), name=f"{name}, groups of {group}", decoder=form, lm_head=form)
             yield integers(finer, "nearest", heard, folder)
     for name in filter(None, options.blocks.split(",")):
-        for importance in ("none", "text", "sound", "gradients"):
+        for importance in options.imatrices.split(","):
             yield blocks(recipe(name), importance, heard, folder)
         for quantizer in (one for one in options.quantizers.split(",") if one in ON_INPUTS):
             yield integers(recipe(name), quantizer, heard, folder)

@@ -8,7 +8,19 @@ import typer
 from ..targets.tensorrt_profiles import Engines
 from .common import Bundle, Json, app, complain, file_size, guarded, needs_build_extra, print_json
 from .engines import Batch, Capabilities, Context, Kind, Prompt, documents, engines
-from .options import Adapters, CheckpointName, Imatrix, Quantized, RuntimeAdapters, Speech, kept_apart, listed, merged
+from .options import (
+    Adapters,
+    CheckpointName,
+    Fit,
+    Imatrix,
+    MaxSize,
+    Quantized,
+    RuntimeAdapters,
+    Speech,
+    kept_apart,
+    listed,
+    merged,
+)
 
 Quantizer = Annotated[
     str | None,
@@ -17,14 +29,6 @@ Quantizer = Annotated[
         metavar="NAME|PART=NAME,...",
         help="How integers are found: nearest, mse, hqq; or part by part, as in lm_head=mse,encoder=hqq. By default nearest.",
     ),
-]
-MaxSize = Annotated[
-    str | None,
-    typer.Option("--max-size", metavar="SIZE", help="The most that a target's artifacts may take, such as 2.2GB."),
-]
-Fit = Annotated[
-    str | None,
-    typer.Option("--fit", metavar="DEVICE[:TOKENS]", help="Fill this device's memory, with so many tokens of context."),
 ]
 Calibration = Annotated[
     Path | None,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .common import Json, app, guarded, needs_build_extra, print_json
-from .options import Adapters, CheckpointName, Heard, merged
+from .options import Adapters, CheckpointName, Fit, Heard, MaxSize, merged
 
 
 @app.command(epilog="Example: ossicle calibrate ./voxtral --speech data.jsonl --out voxtral-calibration.safetensors")
@@ -59,9 +59,16 @@ def quantize(
             help="How they are found: gptq, awq, awq-gptq; or part by part, as in mse,decoder=gptq.",
         ),
     ] = "gptq",
-    quant: Annotated[str, typer.Option("--quant", help="The recipe: int4, int4-g128, int8, q4_k_m, ...")] = "int4",
+    quant: Annotated[
+        str | None, typer.Option("--quant", help="The recipe: int4, int4-g128, int8, q4_k_m, ...; by default int4.")
+    ] = None,
+    max_size: MaxSize = None,
+    fit: Fit = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="With --max-size or --fit: what will be built for. By default onnx.")
+    ] = None,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", metavar="FILE", help="The recipe.json of a bundle, in place of --quant.")
+        Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe.json, in place of --quant.")
     ] = None,
     speech: Heard = None,
     adapter: Adapters = None,
@@ -70,14 +77,12 @@ def quantize(
     """Make a checkpoint's integers as it hears speech, once for every target: for --quantized of a build."""
     needs_build_extra("quantizing")
     from ..compiler.checkpoint import open_checkpoint
-    from ..compiler.quantize_on_speech import quantize as made
-    from ..compiler.recipe_file import recipe_in
-    from ..targets.recipes import recipe as named_recipe
+    from .budget import quantizing
     from .progress import Bars
 
+    made = quantizing(quant, max_size, fit, target, recipe)
     opened = open_checkpoint(checkpoint, adapters=merged(adapter))
-    chosen = recipe_in(recipe, opened.family) if recipe else named_recipe(quant)
     with Bars() as bars:
-        count = made(opened, chosen, quantizer, out, speech, bars)
-    said = {"quantized": str(out), "matrices": count, "quantizer": quantizer, "recipe": chosen.name}
-    print_json(said) if as_json else typer.echo(f"{out}: {count} matrices, {chosen.name} by {quantizer}")
+        count, named = made(opened, quantizer, out, speech, bars)
+    said = {"quantized": str(out), "matrices": count, "quantizer": quantizer, "recipe": named}
+    print_json(said) if as_json else typer.echo(f"{out}: {count} matrices, {named} by {quantizer}")

@@ -47,6 +47,14 @@ Heard = Annotated[
         help='Recordings to hear, a line each: {"file": "a.wav", "text": "..."}. By default those shipped.',
     ),
 ]
+MaxSize = Annotated[
+    str | None,
+    typer.Option("--max-size", metavar="SIZE", help="The most that a target's artifacts may take, such as 2.2GB."),
+]
+Fit = Annotated[
+    str | None,
+    typer.Option("--fit", metavar="DEVICE[:TOKENS]", help="Fill this device's memory, with so many tokens of context."),
+]
 Executor = Annotated[str, typer.Option("--executor", help="Who does the work: processes of this machine, or ray.")]
 Address = Annotated[
     str | None,

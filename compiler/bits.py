@@ -10,6 +10,7 @@ from ..targets.contract import Override, Recipe, Thresholds, WeightFormat
 from ..targets.gguf_mixes import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0
 from ..targets.recipes import FLOAT16, INT3, INT4, INT4_ASYMMETRIC, INT4_WIDE, INT8, INT8_G64, INT8_WIDE, RECIPES
 from .families import Family
+from .quantizers import Choice, left
 
 SHARED = (FLOAT16, INT8, INT8_G64, INT8_WIDE, INT4_ASYMMETRIC, INT4, INT4_WIDE, INT3)  # formats of more than one target
 BLOCKS = (Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q2_K)  # GGUF's own
@@ -118,9 +119,20 @@ def recipe(allocation: Allocation, model: Family) -> Recipe:
         allocation.name,
         **main,
         integer_activations=not all(form.is_float for form in held),
-        thresholds=_thresholds(allocation.loss, held),
+        thresholds=_thresholds(_unseen(allocation, model), held),
         quantizer=allocation.quantizer,
         overrides=overrides,
+    )
+
+
+def _unseen(allocation: Allocation, model: Family) -> float | None:
+    """What all would lose had no quantizer seen inputs: verification goes by that, since how much is left differs by model."""
+    if allocation.loss is None or allocation.measured is None:
+        return allocation.loss
+    choice = Choice.of(allocation.measured.quantizer)
+    return math.fsum(
+        (one.loss or 0.0) / left(choice.part(model.part(name)), one.format, linear=model.linear(name))
+        for name, one in allocation.tensors.items()
     )
 
 

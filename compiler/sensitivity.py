@@ -93,7 +93,13 @@ def measured(
     draws = -(-SAMPLES // len(spoken.clips))
     backward = Backward(checkpoint, Silence(), progress, watcher=weighing, draws=draws)
     backward.run(utterances(checkpoint, spoken))
-    losses = {name: {form: rounded(loss) for form, loss in weighing.losses[name].items()} for name in formats}
+    losses = {
+        name: {
+            form: rounded(loss * quantizers.left(named[name], form, linear=model.linear(name)))
+            for form, loss in weighing.losses[name].items()
+        }
+        for name in formats
+    }
     return losses, Measured(checkpoint.identity, quantizer, spoken.name, spoken.sha256)
 
 

@@ -11,6 +11,7 @@ from ..targets.contract import Progress, RecipeError
 from ..targets.recipes import INT8
 from ..targets.recipes import recipe as named_recipe
 from . import bits, budget, plan, recipe_file, sensitivity
+from . import quantize_on_speech as on_speech
 from . import runtime_adapters as beside
 from .bits import Allocation, Limit, Measured
 from .budget import Asked
@@ -115,6 +116,35 @@ def allocation(
     return found
 
 
+def quantize(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    spent: Budget,
+    targets: Sequence[str],
+    quantizer: str,
+    progress: Progress | None = None,
+) -> tuple[int, Path]:
+    """Find a budget's formats and make their integers, both on the budget's speech; how many matrices, and the recipe's file.
+
+    Raises:
+        RecipeError: the budget is too small, or so large that nothing is to be quantized.
+        AudioError: the recordings cannot be used.
+    """
+    found = allocation(checkpoint, targets, spent, quantizer, progress)
+    if found is None:
+        raise RecipeError(
+            f"{spent.asked[0].said} leaves room for float16, which has no integers to find. Build with --quant fp16, "
+            "or give a smaller size"
+        )
+    count = on_speech.quantize(
+        checkpoint, bits.recipe(found, family(checkpoint.family)), quantizer, out, spent.speech, progress
+    )
+    path = out.with_name(f"{out.stem}.{recipe_file.NAME}")
+    recipe_file.write(path, found)
+    return count, path
+
+
 def spend_again(
     checkpoint: Checkpoint,
     found: Allocation,
@@ -183,12 +213,12 @@ def _fits_float16(choices: Choices, limits: Sequence[Limit], asked: Sequence[Ask
 
 
 def _check_quantizer(spent: Budget, quantizer: str | None, quantized: object) -> None:
-    """Integers made of inputs are made for formats that are known."""
+    """Integers made of inputs are made beforehand, as are the formats that they are in."""
     if spent.asked and (quantized is not None or Choice.of(quantizer or "nearest").on_inputs):
         raise RecipeError(
-            f"quantizer '{quantizer or 'of --quantized'}' needs the formats first. Find them: ossicle build CHECKPOINT "
-            "--max-size SIZE --quantizer mse --out DIR; then ossicle quantize CHECKPOINT --recipe DIR/recipe.json "
-            "--quantizer gptq --out FILE; then ossicle build CHECKPOINT --recipe DIR/recipe.json --quantized FILE --out DIR"
+            f"quantizer '{quantizer or 'of --quantized'}' makes integers before a build. Find formats and integers: ossicle "
+            "quantize CHECKPOINT --max-size SIZE --target TARGETS --quantizer gptq --out NAME.safetensors; then: ossicle build "
+            "CHECKPOINT --target TARGETS --recipe NAME.recipe.json --quantized NAME.safetensors --out DIR"
         )
 
 

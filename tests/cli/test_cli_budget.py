@@ -1,9 +1,10 @@
 """Budgets on the command line: what cannot be meant is refused before anything is opened."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ossicle.cli.budget import builder
+from ossicle.cli.budget import builder, quantizing
 from ossicle.cli.common import file_size
 from ossicle.compiler import budget, spending
 from ossicle.targets.contract import OssicleError
@@ -29,6 +30,26 @@ def asked(**options: object) -> object:
 def test_what_cannot_be_meant_is_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(OssicleError) as caught:
         asked(**options)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_size": "2GB", "quant": "int4"}, "--quant does not go with the rest: --max-size and --fit bring"),
+        (
+            {"fit": "rtx-4060", "recipe": Path("a.json")},
+            "--recipe does not go with the rest: --max-size and --fit find",
+        ),
+        ({"target": "gguf"}, "--target does not go with the rest: integers are the same for every target"),
+        ({"recipe": Path("a.json"), "quant": "int4"}, "--quant does not go with the rest"),
+        ({"max_size": "much"}, "'much' is no size of a file"),
+    ],
+)
+def test_what_quantize_cannot_mean_is_refused(options: dict[str, object], said: str) -> None:
+    given: dict[str, Any] = dict.fromkeys(("quant", "max_size", "fit", "target", "recipe"))
+    with pytest.raises(OssicleError) as caught:
+        quantizing(**(given | options))
     assert said in str(caught.value)
 
 

@@ -562,6 +562,53 @@ def test_a_recipe_of_the_users_own_is_told_from_others_of_its_name() -> None:
     assert stored._own(one) != stored._own(replace(one, decoder=INT8)) != []
 
 
+def test_a_budget_for_gptq_counts_what_it_leaves_and_its_integers_are_built(
+    folder: Path,
+    checkpoint: Checkpoint,
+    spoken: Path,
+    measured: tuple[Any, bits.Measured],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sensitivity, "SAMPLES", 4)
+    asked = asked_between(checkpoint, ("onnx",), 0.3)
+    count, path = spending.quantize(
+        checkpoint,
+        tmp_path / "made.safetensors",
+        spent=spending.Budget((asked,), spoken),
+        targets=("onnx",),
+        quantizer="gptq",
+    )
+    held, model = recipe_file.read(path), Choices.of(checkpoint, ("onnx",)).model.family
+    assert path == tmp_path / "made.recipe.json"
+    assert (held.quantizer, held.name) == ("gptq", asked.name)
+    solved = [name for name, one in held.tensors.items() if model.linear(name) and not one.format.is_float]
+    assert 0 < count == len(solved)
+    shares = {name: one.losses[INT4] / measured[0][name][INT4] for name, one in held.tensors.items()}
+    assert shares.pop(model.EMBEDDING) > 0.45  # by mse, and by other signs
+    assert max(shares.values()) < 0.45
+    out = tmp_path / "out"
+    within(folder, out, spending.Budget(recipe=path), targets=("onnx",), quantized=tmp_path / "made.safetensors")
+    assert sum(path.stat().st_size for path in (out / "onnx").iterdir()) <= asked.size
+    assert manifests.read(out).recipe["quantizer"] == "gptq"
+
+
+def test_verification_goes_by_what_would_be_lost_without_gptq(checkpoint: Checkpoint) -> None:
+    model = Choices.of(checkpoint, ("onnx",)).model.family
+    formats = dict.fromkeys(Choices.of(checkpoint, ("onnx",)).formats, FLOAT16) | {HEAD: INT4, model.EMBEDDING: INT4}
+    tensors = {name: bits.Spent(form, 0, {form: 0.0 if form.is_float else 1e-3}) for name, form in formats.items()}
+    for quantizer, expected in (("mse", 2e-3), ("gptq", 4e-3 + 1e-3), ("mse,lm_head=gptq", 5e-3), ("awq", 2e-3)):
+        made = bits.Allocation("any", ("onnx",), quantizer, (), tensors, bits.Measured("", quantizer, "", ""))
+        assert bits.recipe(made, model).thresholds.kl == pytest.approx(4 * expected)
+
+
+def test_more_than_float16_has_no_integers_to_find(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    spent = spending.Budget((budget.of_size(10**9),))
+    with pytest.raises(RecipeError, match=r"--max-size 1\.00GB leaves room for float16.*--quant fp16"):
+        spending.quantize(checkpoint, tmp_path / "made", spent=spent, targets=("onnx",), quantizer="gptq")
+    assert not list(tmp_path.iterdir())
+
+
 def test_gptq_makes_the_integers_of_a_budget_and_less_is_lost(
     folder: Path, checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked], spoken: Path, tmp_path: Path
 ) -> None:
@@ -588,6 +635,6 @@ def test_a_budget_has_to_be_spent_before_integers_are_made_of_inputs(
     folder: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     with pytest.raises(
-        RecipeError, match=r"needs the formats first.*ossicle quantize CHECKPOINT --recipe DIR/recipe.json"
+        RecipeError, match=r"makes integers before a build.*ossicle quantize CHECKPOINT --max-size SIZE"
     ):
         within(folder, tmp_path / "out", spending.Budget((budget.of_size(10**6),)), **options)
