@@ -92,7 +92,7 @@ def rows(options: argparse.Namespace, heard: Sequence[Part], folder: Path) -> It
             finer = replace(recipe(name), name=f"{name}, groups of {group}", decoder=form, lm_head=form)
             yield integers(finer, "nearest", heard, folder)
     for name in filter(None, options.blocks.split(",")):
-        for importance in options.imatrices.split(","):
+        for importance in filter(None, options.imatrices.split(",")):
             yield blocks(recipe(name), importance, heard, folder)
         for quantizer in (one for one in options.quantizers.split(",") if one in ON_INPUTS):
             yield integers(recipe(name), quantizer, heard, folder)
