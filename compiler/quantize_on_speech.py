@@ -21,7 +21,7 @@ from .checkpoint import Checkpoint
 from .families import family
 from .folds import Fold
 from .quantize import Weights, weights_of
-from .quantizers import QUANTIZERS, Found
+from .quantizers import QUANTIZERS, Choice, Found
 from .safetensors_write import Writer
 from .streamed import Streamed
 
@@ -49,11 +49,7 @@ def quantize(
         CheckpointError: the checkpoint lacks a tensor, or has numbers that cannot be stored.
     """
     choice = quantizers.checked(recipe, quantizer)
-    if not choice.on_inputs:
-        raise RecipeError(
-            f"quantizer '{choice}' needs no file (those that do: {', '.join(quantizers.ON_INPUTS)}). "
-            f"Build with --quantizer {choice}"
-        )
+    check_needed(choice)
     spoken = recordings.load(speech or recordings.shipped())
     weights = weights_of(checkpoint, replace(recipe, quantizer=str(choice)))
     plan = Plan.of(checkpoint, weights)
@@ -65,6 +61,19 @@ def quantize(
         Streamed(checkpoint, observer, progress).run(utterances(checkpoint, spoken))
         observer.write_factors()
     return len(plan.formats)
+
+
+def check_needed(choice: Choice) -> None:
+    """Refuse quantizers that a build needs no file for.
+
+    Raises:
+        RecipeError: none of them sees inputs.
+    """
+    if not choice.on_inputs:
+        raise RecipeError(
+            f"quantizer '{choice}' needs no file (those that do: {', '.join(quantizers.ON_INPUTS)}). "
+            f"Build with --quantizer {choice}"
+        )
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def allocation(
         return found
     limits = budget.limits(choices, spent.asked, checkpoint.tokenizer.stat().st_size, {})
     if _fits_float16(choices, limits, spent.asked):
-        _LOGGER.info("float16 keeps %s: recipe fp16 is built", limits[0].said)
+        _LOGGER.info("float16 keeps %s: nothing has to be quantized", limits[0].said)
         return None
     budget.check_possible(choices, limits)  # before anything is measured
     if held:
@@ -128,9 +128,10 @@ def quantize(
     """Find a budget's formats and make their integers, both on the budget's speech; how many matrices, and the recipe's file.
 
     Raises:
-        RecipeError: the budget is too small, or so large that nothing is to be quantized.
+        RecipeError: the quantizer needs no file, or the budget is too small, or so large that nothing is to be quantized.
         AudioError: the recordings cannot be used.
     """
+    on_speech.check_needed(Choice.of(quantizer))
     found = allocation(checkpoint, targets, spent, quantizer, progress)
     if found is None:
         raise RecipeError(

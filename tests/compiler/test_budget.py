@@ -468,7 +468,7 @@ def test_what_cannot_be_kept_is_refused_with_the_least(checkpoint: Checkpoint) -
 def test_more_than_float16_takes_float16_and_says_so(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "ossicle")
     assert spending.allocation(checkpoint, ("onnx",), spending.Budget((budget.of_size(10**10),))) is None
-    assert "float16 keeps --max-size 10.00GB: recipe fp16 is built" in caplog.text
+    assert "float16 keeps --max-size 10.00GB: nothing has to be quantized" in caplog.text
 
 
 def test_a_device_without_an_engine_is_refused(checkpoint: Checkpoint) -> None:
@@ -600,6 +600,15 @@ def test_verification_goes_by_what_would_be_lost_without_gptq(checkpoint: Checkp
     for quantizer, expected in (("mse", 2e-3), ("gptq", 4e-3 + 1e-3), ("mse,lm_head=gptq", 5e-3), ("awq", 2e-3)):
         made = bits.Allocation("any", ("onnx",), quantizer, (), tensors, bits.Measured("", quantizer, "", ""))
         assert bits.recipe(made, model).thresholds.kl == pytest.approx(4 * expected)
+
+
+def test_a_budget_for_a_quantizer_that_sees_nothing_is_refused_before_it_is_measured(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "measure", lambda *_: pytest.fail("measured in vain"))
+    spent = spending.Budget((asked_between(checkpoint, ("onnx",), 0.3),))
+    with pytest.raises(RecipeError, match=r"quantizer 'mse' needs no file.*Build with --quantizer mse"):
+        spending.quantize(checkpoint, tmp_path / "made", spent=spent, targets=("onnx",), quantizer="mse")
 
 
 def test_more_than_float16_has_no_integers_to_find(checkpoint: Checkpoint, tmp_path: Path) -> None:
