@@ -4,6 +4,7 @@ Cached attention and the choice of logits stay opaque operators of ours (`ossicl
 form of them: a target replaces them while lowering.
 """
 
+import atexit
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +48,9 @@ def trace(model_type: str, config: Mapping[str, Any], context: int) -> Traced:
 def traced(model_type: str, config: str, context: int) -> Traced:
     """`trace`, of a configuration as JSON text."""
     return Traced(model_type, families.family(model_type).stages(json.loads(config), context))
+
+
+atexit.register(traced.cache_clear)  # while torch is still there to free what a trace holds
 
 
 @contextmanager
