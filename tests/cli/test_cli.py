@@ -410,3 +410,13 @@ def test_bars_show_amounts_and_stay_quiet_off_a_terminal():
             assert "3 clips of 3 clips" in shown
         else:
             assert shown.strip() == ""
+
+
+def test_a_log_hears_of_long_steps_once_a_minute():
+    minutes = iter([0, 0.2, 0.9, 1.1, 1.5, 2.2])
+    log = Console(force_terminal=False, record=True, file=StringIO())
+    with progress.Bars(log, clock=lambda: 60 * next(minutes)) as bars:
+        bars.start("weigh", 62, "layers")
+        for _ in range(5):
+            bars.advance(1)
+    assert log.export_text().splitlines() == ["weigh: 3 layers of 62 layers", "weigh: 5 layers of 62 layers"]
