@@ -7,6 +7,7 @@ import typer
 from rich.filesize import decimal
 
 from .common import Bundle, Json, app, guarded, print_json
+from .run import Compute
 
 Budget = Annotated[
     float | None,
@@ -21,14 +22,19 @@ Context = Annotated[
 @app.command(epilog="Example: ossicle bench voxtral-int4 --budget 60")
 @guarded
 def bench(
-    bundle: Bundle, as_json: Json = False, budget: Budget = None, again: Again = False, context: Context = None
+    bundle: Bundle,
+    as_json: Json = False,
+    budget: Budget = None,
+    again: Again = False,
+    context: Context = None,
+    compute: Compute = "",
 ) -> None:
     """Measure which engine runs each stage of a bundle best here; sessions on it are opened so from then on."""
     import ossicle
 
     from .show import plain
 
-    found = ossicle.bench(bundle, budget=budget, again=again, context=context)
+    found = ossicle.bench(bundle, budget=budget, again=again, context=context, compute=compute)
     print_json(plain(found)) if as_json else show(found)
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from ..targets import manifest as manifests
 from .choose import Choices, Ranked, by_measurement, by_rank, consider
+from .llamacpp_widened import widened_bytes
 from .measured import measured
 from .measurements import Measurements, Row, Times
 from .options import Options
 from .plans import Placement, Plan, Stage
-from .select import Candidate, Wanted
+from .select import CONTEXT, Candidate, Wanted
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,14 @@ def bench(
     budget: float | None = None,
     again: bool = False,
     context: int | None = None,
+    compute: str = "",
 ) -> Bench:
     """What each engine takes for each stage of a bundle here, measured or as it was measured before, and what is chosen.
 
     Args:
         budget: seconds that measuring may take; None: 20, and 15 for each gigabyte that is loaded.
         again: measure although that was done before.
+        compute: as for `ossicle.load`: what is measured is what sessions with it are opened by.
 
     Raises:
         BundleError: there is no bundle, or it is damaged.
@@ -72,11 +75,11 @@ def bench(
     folder = Path(bundle)
     manifest = manifests.read(folder)
     manifests.check_files(folder, manifest)  # which also brings them into memory, as whoever loads does
-    wanted = Wanted(context) if context else Wanted()
+    wanted = Wanted(context or CONTEXT, compute=compute, widened=widened_bytes(folder, manifest, compute))
     choices = consider(manifest, engine, "cpu", wanted)
     by_rank(choices)  # refuses where there is nothing to measure
     found = (
-        measured(folder, choices, Options(), budget=budget, again=again) if choices.facts else None
+        measured(folder, choices, Options(compute=compute), budget=budget, again=again) if choices.facts else None
     ) or Measurements()
     return explained(folder.name, choices, found)
 
@@ -94,7 +97,7 @@ def _verdict(choices: Choices, found: Measurements, chosen: Plan, one: Candidate
     taken = placed is not None and (placed.runtime, placed.provider) == (one.placement.runtime, one.placement.provider)
     rows = [row for row in found.rows if row.stages.get(one.stage) == one.placement]
     seconds = min((time for row in rows if (time := stage_seconds(row.times, one.stage)) is not None), default=None)
-    failed = next((row.reason for row in rows if row.reason), None)
+    failed = next((row.reason for row in rows if row.reason), None) if seconds is None else None
     return Verdict(
         one.stage,
         str(one.placement),

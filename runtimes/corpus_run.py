@@ -18,7 +18,7 @@ from ..targets.contract import CorpusError, EngineError, Progress
 from . import corpus_state as state
 from .corpus import Item, longest_first, read_items
 from .corpus_pool import Helper, Pool
-from .corpus_shares import Share, share
+from .corpus_shares import Share, memory_of, share
 from .corpus_state import Journal
 from .corpus_summary import Run, Summary, write_outputs
 from .corpus_worker import digest
@@ -166,6 +166,6 @@ def _helpers(job: Job, crew: Crew, files: int) -> Iterator[tuple[Callable[[], He
             yield found
     else:
         manifest = manifests.read(job.bundle)
-        widened = widened_bytes(job.bundle, manifest) if job.loading["compute"] == "float32" else 0
-        part = share(manifest, crew.workers, crew.threads, files, widened)
+        each = memory_of(manifest, job.loading["kv_cache"], widened_bytes(job.bundle, manifest, job.loading["compute"]))
+        part = share(each, crew.workers, crew.threads, files)
         yield partial(ProcessHelper, job.opening(part.threads)), part

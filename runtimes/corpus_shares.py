@@ -21,13 +21,13 @@ class Share:
     threads: int
 
 
-def share(manifest: Manifest, workers: int, threads: int, files: int, widened: int = 0) -> Share:
+def share(each: int, workers: int, threads: int, files: int) -> Share:
     """What is asked for; where nothing is, a worker a core, as far as memory goes and there are files for them.
 
     Recordings are independent, so that workers never wait for each other as threads do. What that gains on a machine is
-    measured by benchmarks/corpus.py. `widened` is as in `need`.
+    measured by benchmarks/corpus.py. `each` are the bytes that one worker takes.
     """
-    return divide(usable_cores(), memory.available(), memory_of(manifest, widened), workers, threads, files)
+    return divide(usable_cores(), memory.available(), each, workers, threads, files)
 
 
 def divide(cores: int, free: int | None, each: int, workers: int, threads: int, files: int) -> Share:
@@ -38,10 +38,13 @@ def divide(cores: int, free: int | None, each: int, workers: int, threads: int, 
     return Share(workers, threads or max(1, cores // workers))
 
 
-def memory_of(manifest: Manifest, widened: int = 0) -> int:
-    """Bytes that one worker takes: the largest of the bundle's targets, with a long sequence in its cache."""
+def memory_of(manifest: Manifest, kv_cache: str = "", widened: int = 0) -> int:
+    """Bytes that one worker takes: the largest of the bundle's targets, with a long sequence in its cache.
+
+    `kv_cache` and `widened` are as in `need`.
+    """
     targets = {artifact.target for artifact in manifest.artifacts}
     needs = [
-        [need(manifest, target, stage, "cpu", _CONTEXT, widened=widened) for stage in STAGES] for target in targets
+        [need(manifest, target, stage, "cpu", _CONTEXT, kv_cache, widened) for stage in STAGES] for target in targets
     ]
     return max((sum(one.total for one in stages) for stages in needs), default=0)

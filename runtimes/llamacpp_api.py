@@ -2,7 +2,7 @@
 
 The structures are those of llama.h at that version, https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h, and the
 defaults read through them are compared with what they have to be before anything is run. A fault within the library ends the
-process, so this is only imported in runtimes/llamacpp_worker.py.
+process, so `Api`, which loads it, is only made in runtimes/llamacpp_worker.py.
 """
 
 import ctypes

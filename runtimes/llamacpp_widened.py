@@ -67,12 +67,14 @@ def load_widened(api: Api, path: str, params: ModelParams) -> Any:
     return model
 
 
-def widened_bytes(folder: Path, manifest: Manifest) -> int:
-    """What the numbers of a bundle's decoder take as float32, in bytes; 0 where it has none for llama.cpp.
+def widened_bytes(folder: Path, manifest: Manifest, compute: str) -> int:
+    """What the numbers of a bundle's decoder for llama.cpp take as float32, in bytes; 0 where `compute` is not that.
 
     Raises:
         BundleError: a file cannot be read.
     """
+    if compute != "float32":
+        return 0
     held = [one for one in manifest.artifacts if (one.target, one.stage) == ("gguf", "decoder")]
     files = [gguf_file.read(folder / file.path) for one in held for file in one.files]
     numbers = {name: info.rows * info.shape[-1] for file in files for name, info in file.tensors.items()}

@@ -72,8 +72,7 @@ def load(
     if context is not None and context < 1:
         raise EngineError(f"context {context} is not possible (it can be: above 0, in tokens).")
     _check_adapters(folder, manifest, adapters or {})
-    widened = widened_bytes(folder, manifest) if compute == "float32" else 0
-    wanted = Wanted(context or CONTEXT, kv_cache, allow_failed, compute, widened)
+    wanted = Wanted(context or CONTEXT, kv_cache, allow_failed, compute, widened_bytes(folder, manifest, compute))
     choices = consider(manifest, engine, provider, wanted)
     options = Options(threads, provider, kv_cache, flash_attention, dict(adapters or {}), compute)
     ranked = _ranked(folder, choices, options, measure, allow_failed)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,9 @@ def served(session: Session, **options: Any) -> Iterator[tuple[str, Service]]:
             sleep(0.01)
         yield running.url(bound), behind
     finally:
+        end = monotonic() + 5
+        while behind.places.taken and monotonic() < end:
+            sleep(0.01)  # a thread may still read what a client sent that went away
         server.should_exit = server.force_exit = True
         thread.join()
         behind.workers.close()

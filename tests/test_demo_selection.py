@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -83,6 +84,23 @@ def test_a_session_is_opened_as_measured(bundle: Path, text: str) -> None:
             text,
             {f"{part.partition('=')[2] or part}-cpu" for part in best.plan.split(",")},
         ]
+
+
+def test_what_bench_measures_is_what_sessions_look_up(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+
+    def looking(folder: Path, choices: Any, options: Any, **_: Any) -> None:
+        looked.append(measured.file(folder, choices, options))
+
+    monkeypatch.setattr("ossicle.runtimes.bench.measured", looking)
+    monkeypatch.setattr("ossicle.runtimes.opening.measured", looking)
+    for compute in ("", "float32"):
+        found = bench(bundle, compute=compute)
+        assert {one.engine for one in found.stages if one.stage == "decoder" and one.possible} == (
+            {"llamacpp"} if compute else {"llamacpp", *SINGLE}
+        )
+        load(bundle, compute=compute, measure=True).close()
+    assert looked[0] == looked[1] != looked[2] == looked[3]
 
 
 @pytest.mark.usefixtures("kept")

@@ -1,12 +1,13 @@
 """Who is let in: so many requests at a time, none once the server is ending."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from .errors import GONE, ApiError
+from .errors import GONE, LOG, ApiError
 from .jobs import Job, Work, Workers
 
 
@@ -87,6 +88,8 @@ class Visit:
                 self._workers.forget(self.job)
                 await self.job.left.wait()
             await self._behind.aclose()
+        except asyncio.CancelledError:
+            LOG.debug("the server ended, and a thread still reads a request")  # whose file goes with the process
         finally:
             self._leave(self)
 

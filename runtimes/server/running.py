@@ -21,6 +21,7 @@ PACKAGES = {
 }
 TICK = 0.05  # seconds between looks at whether all is answered
 SENDING = 5  # seconds that answers on their way are given once nothing is at work any more
+LEAVING = 5  # seconds that engines are given to come to the end of a token that nobody waits for
 
 
 def check_packages() -> None:
@@ -96,6 +97,8 @@ async def _serve(served: Service, bound: socket.socket, ready: Callable[[str], N
     if server.started:
         ready(url(bound))
     await running
+    served.places.give_up()  # those whom a second signal has left here
+    await _empty(served, LEAVING)
 
 
 def url(bound: socket.socket) -> str:
@@ -124,8 +127,13 @@ def _server(config: Any, served: Service) -> Any:
 
 
 async def _drain(served: Service, server: Any) -> None:
-    until = monotonic() + served.options.grace
-    while served.places.taken and monotonic() < until and not server.force_exit:
-        await asyncio.sleep(TICK)
+    await _empty(served, served.options.grace, lambda: server.force_exit)
     served.places.give_up()
     server.should_exit = True
+
+
+async def _empty(served: Service, seconds: float, ended: Callable[[], bool] = lambda: False) -> None:
+    """Wait until every place is free, for so many seconds at most."""
+    until = monotonic() + seconds
+    while served.places.taken and monotonic() < until and not ended():
+        await asyncio.sleep(TICK)

@@ -182,7 +182,7 @@ def test_numbers_that_are_widened_as_they_are_loaded_count_as_that(manifest: Man
         wide = need(manifest, target, "decoder", "cpu", 4096, widened=10 * GB)
         assert wide.total - whole[target].total == more
     assert need(manifest, "gguf", "encoder", "cpu", 0, widened=10 * GB) == need(manifest, "gguf", "encoder", "cpu", 0)
-    assert memory_of(manifest, 10 * GB) - memory_of(manifest) == 10 * GB - 2_200_000_000
+    assert memory_of(manifest, widened=10 * GB) - memory_of(manifest) == 10 * GB - 2_200_000_000
     assert possible(choices(RTX_PC, manifest, compute="float32", widened=10 * GB), "decoder") == ["llamacpp"]
     found = choices(RTX_PC, manifest, compute="float32", widened=40 * GB)
     assert possible(found, "decoder") == []
@@ -208,6 +208,7 @@ def test_memory_is_reckoned_with_the_context_that_is_asked_for(manifest: Manifes
         "onnxruntime",
         "llamacpp",
     ]
+    assert memory_of(manifest) - memory_of(manifest, "int8") == 8192 * 250_000 - int(8192 * 250_000 * 1.0625 / 4)
 
 
 def test_a_plan_counts_the_weights_of_all_its_engines(manifest: Manifest) -> None:

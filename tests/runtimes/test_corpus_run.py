@@ -297,3 +297,19 @@ def test_a_worker_that_stands_still_is_ended_at_the_limit(tmp_path: Path, monkey
     crew = Crew(workers=1, threads=1, limit=3)
     summary = transcribe_corpus(BUNDLE, tmp_path, tmp_path / "out", max_tokens=3, crew=crew)
     assert (summary.done, summary.failed, Stuck.stood) == (2, 0, ["a.wav"])
+
+
+def test_a_workers_memory_counts_keys_and_values_as_they_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+
+    def share(each: int, *_: int) -> None:
+        counted.append(each)
+        raise CorpusError("enough is known.")
+
+    monkeypatch.setattr("ossicle.runtimes.corpus_run.share", share)
+    for kv_cache in ("", "int8"):
+        with pytest.raises(CorpusError, match="enough"):
+            transcribe_corpus(BUNDLE, SPEECH, tmp_path / f"kv {kv_cache}", loading=Loading(kv_cache=kv_cache))
+    assert counted[1] < counted[0]

@@ -75,7 +75,8 @@ def test_only_llama_cpp_is_chosen_and_only_where_its_wide_numbers_fit(
 ) -> None:
     bundle, held = built[0], manifest.read(built[0])
     files = gguf.GGUFReader(next((bundle / "gguf").glob("voxtral-*.gguf")))
-    wide = widened_bytes(bundle, held)
+    wide = widened_bytes(bundle, held, "float32")
+    assert widened_bytes(bundle, held, "") == 0
     assert wide == 4 * sum(int(one.n_elements) for one in files.tensors)
     with load(bundle, compute="float32", measure=False) as session:
         assert session.engine.endswith("llamacpp-cpu")
@@ -97,7 +98,7 @@ def test_a_file_in_pieces_whose_head_is_the_embedding(tmp_path: Path) -> None:
     assert not any("output.weight" in gguf_file.read(file).tensors for file in files)
     heads = 2 * tied.get_input_embeddings().weight.numel()  # the embedding, and the head that llama.cpp holds apart
     numbers = sum(one.numel() for one in tied.model.language_model.layers.parameters()) + HIDDEN + heads
-    assert widened_bytes(bundle, manifest.read(bundle)) == 4 * numbers
+    assert widened_bytes(bundle, manifest.read(bundle), "float32") == 4 * numbers
     np.testing.assert_allclose(scored(bundle, compute="float32"), logits(tied, prompt(40)), atol=1e-4, rtol=0)
 
 

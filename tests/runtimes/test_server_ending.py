@@ -1,5 +1,6 @@
 """How a server ends: what it accepted is finished, what comes too late is refused, and it takes no longer than it may."""
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from ossicle.runtimes.server.admission import Visit
 from ossicle.tests.fakes import write_bundle
 from ossicle.tests.servers import PROCESS, process, slow_session
 
@@ -84,11 +86,34 @@ def test_grace_ends(bundle: Path) -> None:
 
 
 def test_a_second_signal_ends_at_once(bundle: Path) -> None:
-    with _busy(bundle, 0.1, 60, 1) as (running, address, asked):
+    with _busy(bundle, 0.4, 60, 1) as (running, address, asked):
         running.send_signal(signal.SIGTERM)
         while httpx.get(address + "/health").status_code == 200:
             sleep(0.01)
         running.send_signal(signal.SIGTERM)
-        running.wait(60)
+        assert running.wait(60) == 0
+        assert running.stderr is not None
+        assert running.stderr.read() == ""
         (error,) = [one.exception() or one.result() for one in asked]
         assert isinstance(error, httpx.HTTPError) or error.status_code == 503
+
+
+def test_a_request_that_a_thread_is_still_at_may_be_cut_off() -> None:
+    left: list[Visit] = []
+
+    class Workers:
+        def submit(self, _: Any) -> None: ...
+
+        forget = submit
+
+    async def cut_off() -> None:
+        visit = Visit(Workers(), monotonic() + 60, left.append)  # type: ignore[arg-type]
+        visit.start(lambda *_: iter(()))  # type: ignore[arg-type, return-value]
+        leaving = asyncio.create_task(visit.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        assert not left
+        leaving.cancel()
+        await leaving
+        assert left == [visit]
+
+    asyncio.run(cut_off())
