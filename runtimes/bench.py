@@ -9,7 +9,7 @@ from .choose import Choices, Ranked, by_measurement, by_rank, consider
 from .llamacpp_widened import widened_bytes
 from .measured import measured
 from .measurements import Measurements, Row, Times
-from .options import Options
+from .options import Options, refuse_unheard_of
 from .plans import Placement, Plan, Stage
 from .select import CONTEXT, Candidate, Wanted
 
@@ -72,6 +72,8 @@ def bench(
         BundleError: there is no bundle, or it is damaged.
         EngineError: no engine can run it here.
     """
+    options = Options(compute=compute)
+    refuse_unheard_of(options)
     folder = Path(bundle)
     manifest = manifests.read(folder)
     manifests.check_files(folder, manifest)  # which also brings them into memory, as whoever loads does
@@ -79,7 +81,7 @@ def bench(
     choices = consider(manifest, engine, "cpu", wanted)
     by_rank(choices)  # refuses where there is nothing to measure
     found = (
-        measured(folder, choices, Options(compute=compute), budget=budget, again=again) if choices.facts else None
+        measured(folder, choices, options, budget=budget, again=again) if choices.facts else None
     ) or Measurements()
     return explained(folder.name, choices, found)
 

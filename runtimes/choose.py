@@ -58,7 +58,8 @@ class Choices:
     @property
     def is_open(self) -> bool:
         """Whether there is something to choose by measurement."""
-        return self.may_measure and any(len(self.possible(stage)) > 1 for stage in STAGES)
+        counts = [len(self.possible(stage)) for stage in STAGES]
+        return self.may_measure and counts[-1] > 0 and max(counts) > 1
 
 
 def consider(manifest: Manifest, engine: str | Mapping[str, str] | Runtime, provider: str, wanted: Wanted) -> Choices:

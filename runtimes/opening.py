@@ -1,5 +1,6 @@
 """Bundle -> session: the engine that runs it here, opened as it was asked for."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,14 @@ from .llamacpp_widened import widened_bytes
 from .measured import measured
 from .measured import wanted as wanted_here
 from .mixed import open_plan
-from .options import Options, adapter_faults
+from .options import Options, adapter_faults, refuse_unheard_of
 from .plans import Plan
 from .prefixes import MEMORY, with_prefixes
 from .select import CONTEXT, Wanted, failed_verification
 from .session import TOKENIZER, Session
 from .tokens import Tokenizer
+
+MOST_THREADS = 64  # on a machine of few cores, which each thread more makes slower
 
 
 def load(
@@ -62,22 +65,29 @@ def load(
         BundleError: there is no bundle, it is damaged, or what would run has failed verification.
         EngineError: no engine can run it here as asked.
     """
-    if threads < 0:
-        raise EngineError(f"threads {threads} is not possible (it can be: 0 for all cores, or more).")
+    options = Options(threads, provider, kv_cache, flash_attention, dict(adapters or {}), compute)
+    _refuse_impossible(options, context)
     folder = Path(bundle)
     manifest = manifests.read(folder)
     manifests.check_files(folder, manifest, hashes=check)
     if not (folder / TOKENIZER).is_file():
         raise BundleError(f"bundle '{folder}' has no {TOKENIZER}. Build it again: ossicle build")
-    if context is not None and context < 1:
-        raise EngineError(f"context {context} is not possible (it can be: above 0, in tokens).")
     _check_adapters(folder, manifest, adapters or {})
     wanted = Wanted(context or CONTEXT, kv_cache, allow_failed, compute, widened_bytes(folder, manifest, compute))
     choices = consider(manifest, engine, provider, wanted)
-    options = Options(threads, provider, kv_cache, flash_attention, dict(adapters or {}), compute)
+    if choices.facts is not None:
+        refuse_unheard_of(options)
     ranked = _ranked(folder, choices, options, measure, allow_failed)
     tokenizer = Tokenizer(folder / TOKENIZER)
     return Session(manifest, tokenizer, _opened(folder, choices, ranked, options, prefixes), context)
+
+
+def _refuse_impossible(options: Options, context: int | None) -> None:
+    most = max(MOST_THREADS, 4 * (os.cpu_count() or 1))
+    if not 0 <= options.threads <= most:
+        raise EngineError(f"threads {options.threads} is not possible (it can be: 0 for all cores, to {most}).")
+    if context is not None and context < 1:
+        raise EngineError(f"context {context} is not possible (it can be: above 0, in tokens).")
 
 
 def _check_adapters(folder: Path, manifest: Manifest, adapters: Mapping[str, float]) -> None:

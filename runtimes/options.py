@@ -7,6 +7,8 @@ from math import isfinite
 
 from ..targets.contract import EngineError
 
+KV_CACHES = ("float32", "float16", "int8", "int4")  # of all engines together
+COMPUTES = ("float32",)
 ADAPTING = "onnxruntime, llamacpp"  # engines that add adapters as they run
 
 
@@ -25,6 +27,17 @@ class Options:
     flash_attention: bool | None = None  # None: the engine's exact default
     adapters: Mapping[str, float] = field(default_factory=dict)
     compute: str = ""
+
+
+def refuse_unheard_of(options: Options) -> None:
+    """Refuse what no engine has, before any is tried; one that is named says itself what it has.
+
+    Raises:
+        EngineError: with what there is.
+    """
+    for name, wanted, possible in (("kv_cache", options.kv_cache, KV_CACHES), ("compute", options.compute, COMPUTES)):
+        if wanted and wanted not in possible:
+            raise EngineError(f"{name} '{wanted}' is not possible (it can be: {', '.join(possible)}).")
 
 
 def check_options(

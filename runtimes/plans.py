@@ -86,19 +86,32 @@ def asked(engine: str | Mapping[str, str], provider: str = "cpu") -> dict[Stage,
     `provider` is that of an engine which is named alone.
 
     Raises:
-        EngineError: a stage is unknown, or a provider is given beside stages.
+        EngineError: a stage is unknown or named to nothing, or a provider is given and not the one engine that it is of.
     """
     if isinstance(engine, str) and not isinstance(engine := parse(engine), Mapping):
-        word = f"{engine}:{provider}" if provider != "cpu" and ":" not in engine and engine != AUTO else engine
-        return dict.fromkeys(STAGES, word)
+        return dict.fromkeys(STAGES, _with_provider(engine, provider))
     if unknown := sorted(set(engine) - set(STAGES)):
         raise EngineError(f"stages {', '.join(unknown)} are unknown (an engine can be given to: {', '.join(STAGES)}).")
+    if empty := [stage for stage, word in engine.items() if not word]:
+        raise EngineError(f"no engine is named for {', '.join(empty)} (such as: decoder=onnxruntime; auto: the best).")
     if provider != "cpu":
         raise EngineError(
             f"provider '{provider}' is of one engine. Name it beside each: decoder=onnxruntime:{provider}"
         )
     decoder = engine.get("decoder", AUTO)
     return {"encoder": engine.get("encoder", AUTO), "prefill": engine.get("prefill", decoder), "decoder": decoder}
+
+
+def _with_provider(engine: str, provider: str) -> str:
+    if provider == "cpu" or engine.endswith(f":{provider}"):
+        return engine
+    if engine == AUTO:
+        raise EngineError(
+            f"provider '{provider}' is of one engine, and none is named. Name it: --engine onnxruntime:{provider}"
+        )
+    if ":" in engine:
+        raise EngineError(f"engine '{engine}' names its provider, and '{provider}' is another. Name one of them.")
+    return f"{engine}:{provider}"
 
 
 def placement(word: str, threads: int = 0) -> Placement:

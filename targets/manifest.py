@@ -148,6 +148,8 @@ def read(folder: Path) -> Manifest:
         raise BundleError(
             f"'{folder}' is not a bundle: it has no {NAME}. Build one with: ossicle build CHECKPOINT --out {folder}"
         ) from None
+    except NotADirectoryError:
+        raise BundleError(f"'{folder}' is a file. Give the folder of a bundle, as ossicle build makes it.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as reason:
         raise BundleError(f"'{path}' cannot be read: {reason}. Build the bundle again: ossicle build") from reason
     return _manifest(path, document)

@@ -172,8 +172,10 @@ def test_only_who_computes_as_asked_is_chosen_for_a_decoder(manifest: Manifest) 
     assert possible(found, "decoder") == possible(found, "prefill") == ["llamacpp"]
     assert possible(found, "encoder") == possible(choices(RTX_PC, manifest), "encoder")
     assert "no compute 'float32' (it has: what the bundle says alone)" in reason(found, "decoder", "onnxruntime")
+    none = choices(RTX_PC, manifest, compute="float64")
+    assert not none.is_open
     with pytest.raises(EngineError, match=r"llamacpp: it has no compute 'float64' \(it has: float32\)"):
-        by_rank(choices(RTX_PC, manifest, compute="float64"))
+        by_rank(none)
 
 
 def test_numbers_that_are_widened_as_they_are_loaded_count_as_that(manifest: Manifest) -> None:

@@ -15,6 +15,7 @@ ORT, OPENVINO, GPU = Placement("onnxruntime"), Placement("openvino"), Placement(
         ("auto", "cpu", ["auto", "auto", "auto"]),
         ("openvino", "cpu", ["openvino", "openvino", "openvino"]),
         ("openvino", "gpu", ["openvino:gpu", "openvino:gpu", "openvino:gpu"]),
+        ("openvino:gpu", "gpu", ["openvino:gpu", "openvino:gpu", "openvino:gpu"]),
         ("openvino:npu", "cpu", ["openvino:npu", "openvino:npu", "openvino:npu"]),
         ("encoder=openvino:gpu, decoder=llamacpp", "cpu", ["openvino:gpu", "llamacpp", "llamacpp"]),
         ({"decoder": "llamacpp"}, "cpu", ["auto", "llamacpp", "llamacpp"]),
@@ -36,6 +37,9 @@ def test_words_for_every_stage(engine: Any, provider: str, words: list[str]) -> 
         ),
         ("encoder=a,encoder=b", "cpu", "names encoder twice"),
         ({"decoder": "onnxruntime"}, "cuda", "decoder=onnxruntime:cuda"),
+        ("auto", "cuda", "none is named. Name it: --engine onnxruntime:cuda"),
+        ("openvino:cpu", "gpu", "names its provider, and 'gpu' is another"),
+        ("encoder=openvino,decoder", "cpu", "no engine is named for decoder"),
     ],
 )
 def test_impossible_words_are_refused(engine: Any, provider: str, fault: str) -> None:

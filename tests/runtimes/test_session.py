@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from ossicle.runtimes.bench import bench
 from ossicle.runtimes.opening import load
 from ossicle.runtimes.session import Session
 from ossicle.targets import manifest
@@ -280,13 +281,29 @@ def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
 
 
 def test_impossible_threads_are_refused(bundle: Path) -> None:
-    with pytest.raises(EngineError, match="threads -1"):
-        load(bundle, engine=FakeRuntime(), threads=-1)
+    for threads in (-1, 100_000):
+        with pytest.raises(EngineError, match=f"threads {threads} is not possible .it can be: 0 for all cores, to "):
+            load(bundle, engine=FakeRuntime(), threads=threads)
+
+
+@pytest.mark.parametrize(("setting", "possible"), [("kv_cache", "float32, .*int4"), ("compute", "float32")])
+def test_what_no_engine_has_is_refused_before_any_is_tried(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, setting: str, possible: str
+) -> None:
+    monkeypatch.setattr("ossicle.runtimes.opening._ranked", pytest.fail)
+    options: dict[str, Any] = {setting: "bf16"}
+    with pytest.raises(EngineError, match=f"^{setting} 'bf16' is not possible .it can be: {possible}."):
+        load(bundle, **options)
+    with pytest.raises(EngineError, match="compute 'bf16' is not possible"):
+        bench(bundle, compute="bf16")
 
 
 def test_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is not a bundle"):
         load(tmp_path / "nothing")
+    (tmp_path / "a.wav").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"a\.wav' is a file"):
+        load(tmp_path / "a.wav")
 
 
 def test_a_bundle_that_failed_verification_is_refused_unless_asked_for(tmp_path: Path) -> None:
