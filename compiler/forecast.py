@@ -3,7 +3,7 @@
 docs/plan.md has the formulas.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..targets.devices import Device
@@ -20,6 +20,7 @@ class Forecast:
 
     device: str
     size: Size
+    context: int  # tokens that keys and values are counted of
     memory: int
     reason: str | None
     encoder: float  # of a window
@@ -39,12 +40,12 @@ class Forecast:
 
 def forecast(model: Model, one: Size, device: Device, context: int) -> Forecast:
     """How a bundle will do on a device: a window of 30 s with its prompt, and an answer of 100 tokens."""
-    text = model.family.text_format(model.config, {})
     tokens = model.family.audio_format(model.config).tokens_per_window + PROMPT
-    memory = one.memory(min(context, text.context))
+    memory = one.memory(one.kept(context))
     return Forecast(
         device.name,
         one,
+        one.kept(context),
         memory,
         _refusal(one, device, memory),
         encoder_seconds(model, one, device),
@@ -87,9 +88,14 @@ def step_seconds(one: Size, device: Device, tokens: int) -> float:
 
 
 def best(forecasts: Iterable[Forecast]) -> Forecast | None:
-    """Of those that fit the largest, since what is stored in more bits differs least; of equals the fastest."""
+    """Of those that fit that of the most bits, which differs least; of equals the fastest, whatever else its files hold."""
     fitting = [one for one in forecasts if one.reason is None]
-    return max(fitting, key=lambda one: (one.size.total, one.tokens_per_second), default=None)
+    return max(fitting, key=lambda one: (one.size.bits, -one.real_time_factor), default=None)
+
+
+def nearest(forecasts: Sequence[Forecast], device: Device) -> Forecast:
+    """Of those that do not fit what takes the least memory, of those that have an engine there if any has."""
+    return min(forecasts, key=lambda one: (one.size.target not in device.targets, one.memory))
 
 
 def _refusal(one: Size, device: Device, memory: int) -> str | None:

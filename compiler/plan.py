@@ -79,11 +79,21 @@ class Size:
     working: int
     layers: int  # of the decoder
     matrices: tuple[Matrices, ...] = field(repr=False)
+    prepared: int  # tokens that a sequence of it may have
     adapters: int = 0  # those kept for run time
 
     @property
     def total(self) -> int:
         return sum(self.stored.values()) + self.adapters
+
+    @property
+    def bits(self) -> float:
+        """Bits that the numbers of its matrices have: the more, the less they differ from the original's."""
+        return sum(one.numbers * sizes.bits(one.format) for one in self.matrices)
+
+    def kept(self, context: int) -> int:
+        """Tokens that keys and values are kept of where a context of so many is asked for."""
+        return min(context, self.prepared)
 
     def memory(self, context: int) -> int:
         """Bytes that running it takes with a context of so many tokens, each adapter held once."""
@@ -106,16 +116,27 @@ def model_of(checkpoint: Checkpoint) -> Model:
     return Model(checkpoint.name, family(checkpoint.family), checkpoint.config, checkpoint.tied)
 
 
-def plan(
-    model: Model, targets: Sequence[str], recipes: Sequence[Recipe], context: int, adapters: int = 0
-) -> list[Size]:
-    """The size of every recipe in every target that holds it, with run-time adapters of so many numbers where it keeps any."""
-    return [
-        replace(size(model, target, recipe, context), adapters=sizes.adapter_bytes(target, adapters, recipe))
-        for recipe in recipes
-        for target in targets
-        if holds(target, recipe)
+def plan(model: Model, targets: Sequence[str], recipes: Sequence[Recipe], adapters: int = 0) -> list[Size]:
+    """The size of every recipe in every target that holds it, with run-time adapters of so many numbers where it keeps any.
+
+    Raises:
+        RecipeError: none of the targets holds any of the recipes.
+    """
+    found = [
+        _whole(model, target, recipe, adapters) for recipe in recipes for target in targets if holds(target, recipe)
     ]
+    if not found:
+        told = ", ".join(f"'{recipe.name}'" for recipe in recipes)
+        raise RecipeError(
+            f"none of the targets {', '.join(targets)} holds {told}. See which holds what: ossicle targets"
+        )
+    return found
+
+
+def _whole(model: Model, target: str, recipe: Recipe, adapters: int) -> Size:
+    """The size of a bundle as `ossicle build` makes it."""
+    one = size(model, target, recipe, sizes.positions(target, recipe))
+    return replace(one, adapters=sizes.adapter_bytes(target, adapters, recipe))
 
 
 def holds(target: str, recipe: Recipe) -> bool:
@@ -149,9 +170,8 @@ def size(model: Model, target: str, recipe: Recipe, context: int, targets: Seque
     encoder = stored[hearing] + sizes.unfolded_bytes(hearing.split()[0], model.stages["audio_encoder"], weights)
     kept = 2 * text.layers * text.kv_heads * text.head_dim * width
     held = tuple(_matrices(model, weights))
-    return Size(
-        target, recipe.name, stored, encoder, embedding, decoder, kept, _working(model, width), text.layers, held
-    )
+    working, prepared = _working(model, width), min(text.context, sizes.positions(target, recipe))
+    return Size(target, recipe.name, stored, encoder, embedding, decoder, kept, working, text.layers, held, prepared)
 
 
 def _matrices(model: Model, weights: Weights) -> Iterator[Matrices]:

@@ -7,20 +7,21 @@ pages, Intel ARK, AMD's product pages, Apple's technical specifications, Qualcom
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Literal
 
 from .contract import OssicleError
 
-Kind = Literal["gpu", "cpu", "apple", "phone", "here"]
+Kind = Literal["gpu", "board", "cpu", "apple", "phone", "here"]
 
 # Of the memory built in, what a model may take: the rest is the system's, other programs', and a driver's own.
-USABLE: Mapping[Kind, float] = {"gpu": 0.92, "cpu": 0.85, "apple": 0.70, "phone": 0.50, "here": 0.85}
+USABLE: Mapping[Kind, float] = {"gpu": 0.92, "board": 0.85, "cpu": 0.85, "apple": 0.70, "phone": 0.50, "here": 0.85}
 
 # Of what is published, what engines reach: of bandwidth in decoding, of arithmetic in prefill and the encoder.
 REACHED: Mapping[Kind, tuple[float, float]] = {
     "gpu": (0.70, 0.35),
+    "board": (0.70, 0.35),
     "cpu": (0.80, 0.40),
     "apple": (0.75, 0.45),
     "phone": (0.60, 0.30),
@@ -82,6 +83,11 @@ def _gpu(name: str, title: str, memory: float, bandwidth: float, tera: float) ->
     return Device(name, title, "gpu", memory * 2**30, bandwidth * 1e9, tera * 1e12, _TARGETS["gpu"])
 
 
+def _jetson(name: str, title: str, memory: float, bandwidth: float, tera: float) -> Device:
+    """A GPU that shares the board's memory."""
+    return replace(_gpu(name, title, memory, bandwidth, tera), kind="board")
+
+
 def _cpu(name: str, title: str, memory: float, bandwidth: float, tera: float, *targets: str) -> Device:
     return Device(name, title, "cpu", memory * 2**30, bandwidth * 1e9, tera * 1e12, targets or _TARGETS["cpu"])
 
@@ -128,9 +134,9 @@ DEVICES: Mapping[str, Device] = {
         _gpu("rtx-5090", "GeForce RTX 5090, 32 GB", 32, 1792, 419),
         _gpu("h100", "H100 SXM, 80 GB", 80, 3350, 989),
         _gpu("h200", "H200 SXM, 141 GB", 131, 4800, 989),
-        _gpu("jetson-orin-nano-8", "Jetson Orin Nano Super, 8 GB", 8, 102, 16.7),
-        _gpu("jetson-orin-nx-16", "Jetson Orin NX, 16 GB", 16, 102, 25),
-        _gpu("jetson-agx-orin-64", "Jetson AGX Orin, 64 GB", 64, 204.8, 68),
+        _jetson("jetson-orin-nano-8", "Jetson Orin Nano Super, 8 GB", 8, 102, 16.7),
+        _jetson("jetson-orin-nx-16", "Jetson Orin NX, 16 GB", 16, 102, 25),
+        _jetson("jetson-agx-orin-64", "Jetson AGX Orin, 64 GB", 64, 204.8, 68),
         _cpu("core-ultra-155h", "Core Ultra 7 155H with NPU, 32 GB", 32, 89.6, 1.4),
         _cpu("core-ultra-258v", "Core Ultra 7 258V with NPU, 32 GB", 32, 136.5, 0.9),
         _cpu("core-ultra-285h", "Core Ultra 9 285H with NPU, 32 GB", 32, 134.4, 1.5),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import prod
 
 from ..kernels import palettes
-from . import coreml, gguf, tensorrt
+from . import coreml, gguf, gguf_blocks, tensorrt
 from .contract import Recipe, WeightFormat, WeightStore
 from .recipes import FLOAT8, INT3, PALETTES
 
@@ -92,6 +92,15 @@ def positions(target: str, recipe: Recipe) -> int:
 def computes_in(target: str, recipe: Recipe) -> str:
     """What a target's floats are stored in and its engine computes with: "float32" or "float16"."""
     return tensorrt.compute(recipe) if target in ("coreml", "tensorrt") else recipe.compute
+
+
+def bits(form: WeightFormat) -> float:
+    """Bits that a format has for a number, with its share of scales in float16: the same in every target that holds it."""
+    block = gguf_blocks.holding(form) if form.is_block else None
+    if block:
+        return 8 * block.size / block.block
+    shared = 16 + (0 if form.symmetric else form.bits)
+    return form.bits + (shared / form.group if form.group else 0.0)
 
 
 def tensor_bytes(shape: tuple[int, ...], form: WeightFormat, width: int, scale: int, whole: bool) -> int:

@@ -8,14 +8,14 @@ import pytest
 from ossicle.benchmarks.checkpoints import MINI_3B, SMALL_24B
 from ossicle.cli.main import app
 from ossicle.compiler.families import family
-from ossicle.compiler.forecast import best, encoder_seconds, forecast, prompt_seconds, step_seconds
+from ossicle.compiler.forecast import Forecast, best, encoder_seconds, forecast, nearest, prompt_seconds, step_seconds
 from ossicle.compiler.pace import LAYER, NUMBER, pace
 from ossicle.compiler.plan import Model, described, holds, plan, size
 from ossicle.targets import registry
-from ossicle.targets.contract import CheckpointError, OssicleError, WeightFormat
+from ossicle.targets.contract import CheckpointError, OssicleError, RecipeError, WeightFormat
 from ossicle.targets.devices import DEVICES, USABLE, Device, device
 from ossicle.targets.recipes import FLOAT8, PALETTE3, RECIPES
-from ossicle.targets.sizes import tensor_bytes
+from ossicle.targets.sizes import bits, tensor_bytes
 from typer.testing import CliRunner
 
 PARTS = ("encoder", "decoder", "lm_head")
@@ -75,7 +75,7 @@ def test_three_bits_take_the_memory_of_four_on_openvino() -> None:
 
 
 def test_every_recipe_is_planned_in_the_targets_that_hold_it() -> None:
-    found = {(one.target, one.recipe) for one in plan(MINI, registry.names(), list(RECIPES.values()), 8192)}
+    found = {(one.target, one.recipe) for one in plan(MINI, registry.names(), list(RECIPES.values()))}
     assert ("gguf", "q4_k_m") in found
     assert ("onnx", "q4_k_m") not in found
     assert {target for target, recipe in found if recipe == "fp8"} == {"tensorrt"}
@@ -83,6 +83,8 @@ def test_every_recipe_is_planned_in_the_targets_that_hold_it() -> None:
     assert {target for target, recipe in found if recipe == "palette3"} == {"coreml"}
     assert holds("coreml", RECIPES["palette4"])
     assert not holds("tensorrt", RECIPES["palette4"])
+    with pytest.raises(RecipeError, match="none of the targets onnx, gguf holds 'fp8', 'int3'"):
+        plan(MINI, ["onnx", "gguf"], [RECIPES["fp8"], RECIPES["int3"]])
 
 
 def test_llama_cpp_is_planned_with_the_encoder_that_serves_it() -> None:
@@ -116,16 +118,53 @@ def test_what_does_not_fit_says_how_much_is_missing() -> None:
     assert forecast(MINI, size(MINI, "tensorrt", RECIPES["int4"], 8192), device("rtx-4060"), 8192).reason is None
 
 
+def _forecasts(model: Model, name: str, *recipes: str) -> list[Forecast]:
+    found = plan(model, registry.names(), [RECIPES[recipe] for recipe in recipes or RECIPES])
+    return [forecast(model, one, device(name), 8192) for one in found]
+
+
 def test_the_best_is_the_most_exact_that_fits() -> None:
-    sizes = plan(MINI, registry.names(), list(RECIPES.values()), 8192)
-    fitting = best(forecast(MINI, one, device("rtx-4060"), 8192) for one in sizes)
+    told = _forecasts(MINI, "rtx-4060")
+    fitting = best(told)
     assert fitting is not None
-    assert fitting.size.total == max(
-        one.total
-        for one in sizes
-        if one.target in ("tensorrt", "onnx") and one.memory(8192) <= device("rtx-4060").usable
-    )
-    assert best(forecast(SMALL, one, device("iphone-15-pro"), 8192) for one in sizes[:0]) is None
+    assert fitting.size.recipe == "int8"
+    assert fitting.size.bits == max(one.size.bits for one in told if one.reason is None)
+    assert best(one for one in told if one.reason) is None
+
+
+def test_of_the_same_numbers_the_fastest_is_the_best_whatever_its_files_hold_beside() -> None:
+    told = _forecasts(MINI, "core-ultra-258v", "int8")
+    assert max(told, key=lambda one: one.size.total).size.target == "gguf"  # with two audio encoders
+    assert len({one.size.bits for one in told}) == 1
+    fitting = best(told)
+    assert fitting is not None
+    assert fitting.size.target == "openvino"
+
+
+def test_bits_of_a_number_are_those_of_its_codes_and_scales() -> None:
+    assert [bits(RECIPES[name].decoder) for name in ("fp16", "bf16", "int8", "int4", "int4-g128")] == [
+        *(16, 16, 8.5, 4.5, 4.125)
+    ]
+    assert bits(RECIPES["int4-asymmetric"].decoder) == 4 + 20 / 32
+    assert [bits(RECIPES[name].decoder) for name in ("q4_k_m", "q6_k", "palette3")] == [4.5, 6.5625, 3]
+
+
+def test_what_comes_nearest_to_fitting_has_an_engine_there() -> None:
+    told = _forecasts(SMALL, "iphone-15-pro", "int4", "int4-g128", "q2_k")
+    assert best(told) is None
+    assert (nearest(told, device("iphone-15-pro")).size.target) == "coreml"
+    assert nearest(told, device("iphone-15-pro")).size.recipe == "int4-g128"
+    elsewhere = [one for one in told if one.size.target == "onnx"]
+    assert "no engine there" in str(nearest(elsewhere, device("iphone-15-pro")).reason)
+
+
+def test_no_more_tokens_are_kept_than_a_bundle_is_prepared_for() -> None:
+    whole, short = (size(MINI, target, RECIPES["int4"], 8192) for target in ("onnx", "coreml"))
+    assert (whole.kept(99999), short.kept(99999), short.kept(1000)) == (32768, 4096, 1000)
+    told = forecast(MINI, short, device("m2-8"), 8192)
+    assert (told.context, told.memory) == (4096, short.memory(4096))
+    (built,) = plan(MINI, ["onnx"], [RECIPES["int4"]])
+    assert built.decoder - whole.decoder == (32768 - 8192) * 128 * 4  # tables, as long as those that are built
 
 
 def test_devices_are_many_and_plausible() -> None:
@@ -136,6 +175,7 @@ def test_devices_are_many_and_plausible() -> None:
         assert 1e11 < one.operations < 1e15
         assert set(one.targets) <= set(registry.names())
         assert one.kind in USABLE
+    assert device("jetson-orin-nano-8").usable == 0.85 * 8 * 2**30
 
 
 def test_an_unknown_device_is_told_the_nearest() -> None:
@@ -156,12 +196,14 @@ def test_the_command_line_prints_sizes_and_forecasts(tmp_path: Path) -> None:
     run = CliRunner()
     sizes = run.invoke(app, ["plan", str(tmp_path), "--quant", "int4,q4_k_m", "--json"])
     found = {(one["recipe"], one["target"]): one["total"] for one in json.loads(sizes.output)}
-    assert found["int4", "onnx"] == size(MINI, "onnx", RECIPES["int4"], 8192).total
+    assert found["int4", "onnx"] == size(MINI, "onnx", RECIPES["int4"], 32768).total
     table = run.invoke(app, ["plan", str(tmp_path), "--all-devices"])
     assert table.exit_code == 0, table.output
     assert table.output.count("best fit") > len(DEVICES) * 0.9
-    one = run.invoke(app, ["plan", str(tmp_path), "--device", "m2-16", "--quant", "int4"])
-    assert "best fit" in one.output
+    assert all(f"({name})" in table.output for name in DEVICES)
+    one = run.invoke(app, ["plan", str(tmp_path), *["--device", "m2-16"] * 2, "--quant", "int4"])
+    assert one.output.count("best fit") == 1
+    assert "at 4096" in one.output
     wrong = run.invoke(app, ["plan", str(tmp_path), "--device", "rtx-4600"])
     assert wrong.exit_code == 1
 

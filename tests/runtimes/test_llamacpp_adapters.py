@@ -51,7 +51,7 @@ def test_the_memory_of_adapters_is_foretold_and_counted(adapted_bundle: AdaptedB
     held, model = manifest.read(adapted_bundle.folder), described(adapted_bundle.checkpoint)
     specs = [RuntimeAdapterSpec(adapted_bundle.adapters / name) for name in ADAPTERS]
     count = numbers(specs, model.family, model.config, tied=model.tied)
-    (planned,) = plan(model, [target], [RECIPES[held.recipe["name"]]], 4096, count)
+    (planned,) = plan(model, [target], [RECIPES[held.recipe["name"]]], count)
     files = [one.file.size for one in held.runtime_adapters if one.target == target]
     names = len(files) * len(load_file(adapted_bundle.adapters / "plain" / "adapter_model.safetensors"))
     assert 0 < sum(files) - planned.adapters < 200 * names  # a name, a shape and a gap for each
