@@ -41,7 +41,8 @@ def sweep(
     quant: Annotated[str, typer.Option("--quant", metavar="LIST", help="Recipes, separated by commas.")],
     target: Annotated[str, typer.Option("--target", metavar="LIST", help="Targets, separated by commas.")] = "onnx",
     engine: Annotated[
-        str | None, typer.Option("--engine", metavar="LIST", help="Engines; by default each target's own.")
+        str | None,
+        typer.Option("--engine", metavar="LIST", help="Engines; of a target that none is named of, its own."),
     ] = None,
     quantizer: Quantizers = None,
     imatrix: Imatrix = None,
@@ -61,10 +62,13 @@ def sweep(
     from ..compiler.sweep import sweep as swept_of
     from ..compiler.sweep_jobs import Crew
     from ..compiler.sweep_plan import Plan, check_words
+    from ..runtimes.registry import runtime
     from .progress import Bars
 
     crew = Crew(executor, workers, address)
     crew.check()
+    for name in listed(engine or ""):
+        runtime(name)
     plan = Plan(
         _absolute(checkpoint),
         listed(quant),
@@ -119,8 +123,10 @@ def _absolute(location: str) -> str:
 
 
 def _print(swept: "Swept") -> None:
-    passed = sum(one.proof.verified is not None and one.proof.verified.passed for one in swept.found)
-    typer.echo(f"{len(swept.found)} cells, {passed} passed, {len(swept.failed)} failed, {swept.kept} known before")
+    verdicts = [one.proof.verified.passed for one in swept.found if one.proof.verified]
+    beyond = f", {verdicts.count(False)} beyond their limits" if False in verdicts else ""
+    told = f"{len(swept.found)} cells, {verdicts.count(True)} passed{beyond}, {len(swept.failed)} failed"
+    typer.echo(f"{told}, {swept.kept} known before")
     for cell, reason in swept.refused.items():
         typer.echo(f"not possible: {cell}: {reason}")
     typer.echo(f"report: {swept.page}")

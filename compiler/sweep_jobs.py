@@ -30,11 +30,13 @@ class Crew:
     address: str | None = None
 
     def check(self) -> None:
-        """Refuse an executor that there is none of.
+        """Refuse an executor that there is none of, and an address that nothing is sent to.
 
         Raises:
             SweepError: naming those that there are.
         """
+        if self.address and self.executor != "ray":
+            raise SweepError(f"--address '{self.address}' is of a cluster of Ray. Use it with: --executor ray")
         if self.executor not in EXECUTORS:
             raise SweepError(f"executor '{self.executor}' is unknown (there are: {', '.join(EXECUTORS)})")
 

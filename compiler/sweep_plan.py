@@ -132,9 +132,13 @@ def on_inputs(cell: Cell) -> bool:
 
 
 def engines_of(target: str, asked: Sequence[str]) -> list[str]:
-    """The engines of those asked for that run a target's artifacts; its own where none is asked for."""
+    """The engines of those asked for that run a target's artifacts; its own where none of them does."""
     own = registry.ENGINES[target]
-    return [engine for engine in asked if engine.partition("-")[0] == own] if asked else [own]
+    return [engine for engine in asked if _runs(engine, target)] or [own]
+
+
+def _runs(engine: str, target: str) -> bool:
+    return engine.partition("-")[0] == registry.ENGINES[target]
 
 
 def quantizers_of(recipe: Recipe, asked: Sequence[str]) -> list[str]:
@@ -147,8 +151,12 @@ def check_words(plan: Plan) -> None:
 
     Raises:
         RecipeError: a recipe, target or quantizer is unknown, or a quantizer or the imatrix has no meaning for any recipe.
-        SweepError: an engine runs none of the targets.
+        SweepError: no recipe or target is named, an engine runs none of the targets, or recordings to calibrate on would
+            not be heard.
     """
+    for option, words in (("--quant", plan.recipes), ("--target", plan.targets)):
+        if not words:
+            raise SweepError(f"{option} names nothing. See what it can be: ossicle targets")
     recipes = [named_recipe(name) for name in plan.recipes]
     for target in plan.targets:
         registry.target(target)
@@ -156,13 +164,18 @@ def check_words(plan: Plan) -> None:
         Choice.of(name)
         if not any(_has_meaning(recipe, name) for recipe in recipes):
             quantizers.checked(recipes[0], name)
-    idle = [engine for engine in plan.engines if not any(engines_of(target, [engine]) for target in plan.targets)]
+    idle = [engine for engine in plan.engines if not any(_runs(engine, target) for target in plan.targets)]
     if idle:
         possible = ", ".join(registry.ENGINES[target] for target in plan.targets)
         raise SweepError(
             f"engine '{idle[0]}' runs none of the targets (their engines: {possible}). See: ossicle doctor"
         )
-    if recipes and not any(pipeline.weighs(recipe_of(cell)) for cell in plan.grid[0]):
+    if plan.heard and not any(map(on_inputs, plan.grid[0])):
+        raise SweepError(
+            "--calibration-speech has no use here: no cell's integers are made on recordings. "
+            "Name a quantizer that hears some, such as --quantizer gptq; recordings to compare on are --speech"
+        )
+    if not any(pipeline.weighs(recipe_of(cell)) for cell in plan.grid[0]):
         pipeline.check_imatrix(recipes[0], plan.weighing)
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 from ossicle.cli import main as cli
-from ossicle.cli.sweep import _quantizers, facts
+from ossicle.cli.sweep import _print, _quantizers, facts
 from ossicle.compiler import cells, pipeline, reference, speed, sweep, sweep_jobs, sweep_worker
-from ossicle.compiler.cells import Cell, Proof, Speed
+from ossicle.compiler.cells import Cell, Found, Proof, Speed
 from ossicle.compiler.figures import Comparison, Said, judge
 from ossicle.compiler.sweep_jobs import Crew
 from ossicle.compiler.sweep_plan import NAME, Keys, Plan
@@ -41,6 +41,11 @@ def test_a_grid_has_every_cell_and_says_why_some_cannot_be() -> None:
         "int4 in gguf on llamacpp",
         "int4 in gguf on llamacpp-mtmd",
         "q4_k_m in gguf on llamacpp",
+        "q4_k_m in gguf on llamacpp-mtmd",
+    ]
+    assert [str(cell) for cell in replace(plan, engines=("llamacpp-mtmd",)).grid[0]] == [
+        "int4 in onnx on onnxruntime",
+        "int4 in gguf on llamacpp-mtmd",
         "q4_k_m in gguf on llamacpp-mtmd",
     ]
     (cell,) = refused
@@ -95,6 +100,11 @@ def test_the_least_of_repeats_counts_and_the_first_answer_does_not() -> None:
         (("--quant", "int4", "--imatrix", "measured.gguf"), "has no use for an imatrix"),
         (("--quant", "int4", "--quantizer", "gptq;mse,decodr=gptq"), "part 'decodr' is unknown"),
         (("--quant", "q4_k_m"), "no cell of the sweep is possible"),
+        (("--quant", "int4", "--engine", "onnxruntime-x"), "engine 'onnxruntime-x' is unknown (it can be: "),
+        (("--quant", ","), "--quant names nothing"),
+        (("--quant", "int4", "--target", " , "), "--target names nothing"),
+        (("--quant", "int4", "--calibration-speech", "a.jsonl"), "--calibration-speech has no use here"),
+        (("--quant", "int4", "--address", "10.0.0.1:6379"), "--address '10.0.0.1:6379' is of a cluster of Ray"),
     ],
 )
 def test_words_that_name_nothing_are_refused_before_any_work(
@@ -120,6 +130,14 @@ def test_quantizers_that_differ_part_by_part_have_semicolons_between(text: str, 
     assert _quantizers(text) == found
     builds = [cell.build for cell in Plan("x", ("int4",), ("onnx",), quantizers=found or ("nearest",)).grid[0]]
     assert builds == [f"int4+{one}".removesuffix("+nearest") for one in found or ("nearest",)]
+
+
+def test_every_cell_is_counted_once(capsys: pytest.CaptureFixture[str]) -> None:
+    passed = replace(VERIFIED, checks=())
+    proofs = [Proof(None, "bundles/a", 7, passed), Proof(None, "bundles/b", 7, VERIFIED), Proof("it died")]
+    found = tuple(Found(Cell(name, "onnx", "onnxruntime"), proof) for name, proof in zip("abc", proofs, strict=True))
+    _print(sweep.Swept(found, {}, Path("report.html"), 0))
+    assert "3 cells, 1 passed, 1 beyond their limits, 1 failed, 0 known before" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
