@@ -1,9 +1,11 @@
 """What every command shares: the application, its errors in one line, JSON on standard output."""
 
 import functools
+import io
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -66,6 +68,12 @@ class _Told(logging.Handler):
         typer.echo(self.format(record), err=True)
 
 
+def print_everything() -> None:
+    """Have standard output take names and words that it has no characters for, as standard error does: "\\xe9"."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def tell() -> None:
     """Show on standard error what ossicle says of its own work: that it measures, that an engine gave way."""
     logger = logging.getLogger("ossicle")
@@ -104,5 +112,10 @@ def file_size(text: str, option: str) -> int:
 
 
 def print_json(document: Any) -> None:
-    """A document as JSON on standard output."""
-    typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+    """A document as JSON on standard output; what that has no characters for is escaped."""
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=1)
+    typer.echo(text)

@@ -19,7 +19,7 @@ from . import (  # noqa: F401 - their commands register themselves
     serve,
     sweep,
 )
-from .common import Json, app, guarded, needs_build_extra, options, print_json, tell
+from .common import Json, app, guarded, needs_build_extra, options, print_everything, print_json, tell
 
 
 def _print_version(asked: bool) -> None:
@@ -44,6 +44,7 @@ def common(
     """Options before any command."""
     options["debug"] = debug
     tell()
+    print_everything()
     if not debug:
         _hush()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from ..targets.contract import AudioError, PromptError
+from ..targets.contract import OssicleError
 from .common import complain, print_json
 from .progress import Bars
 
@@ -42,7 +42,7 @@ class Transcribing:
         for file in files:
             try:
                 self._print(file, form, before=f"{file}: " if len(files) > 1 else "")
-            except (AudioError, PromptError) as reason:
+            except OssicleError as reason:
                 complain(str(reason))
                 failed = True
         return failed
@@ -68,7 +68,7 @@ class Transcribing:
     def _entry(self, file: Path) -> dict[str, Any]:
         try:
             found = self._found(file)
-        except (AudioError, PromptError) as reason:
+        except OssicleError as reason:
             return {"file": str(file), "error": " ".join(str(reason).split())}
         timings = {name: round(value, 4) for name, value in vars(found.timings).items()}
         entry = {"file": str(file), "text": found.text, "engine": found.engine, "timings": timings}

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
-from os import PathLike, fspath
+from io import BytesIO, TextIOBase
+from numbers import Real
+from os import PathLike, fsencode, fspath
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ AudioSource = str | PathLike[str] | BinaryIO | bytes | NDArray[Any]
 
 MOST_CHANNELS = 64
 BLOCK = 1 << 18  # samples read at a time
+LOUDEST = 1e12  # where 1 is full scale: above it float32 cannot hold the power of a frame
 UNKNOWN = 1 << 60  # samples: libsndfile's word for a length that no header tells
 
 
@@ -88,7 +90,9 @@ def _opened(source: Any, name: str) -> Any:
     """What soundfile takes for it: the path of a file that is there, or an object with `read`."""
     if isinstance(source, bytes | bytearray | memoryview):
         return BytesIO(source)
-    if hasattr(source, "read"):
+    if hasattr(source, "read") and not isinstance(source, TextIOBase):
+        if getattr(source, "closed", False):
+            raise AudioError(f"{name} is closed. Give a file that is open.")
         return source
     if not isinstance(source, str | PathLike):
         raise AudioError(
@@ -99,7 +103,7 @@ def _opened(source: Any, name: str) -> Any:
         raise AudioError(f"{name} does not exist. Give the path of a recording.")
     if not Path(source).is_file():
         raise AudioError(f"{name} is not a file. Give the path of a recording.")
-    return Path(source)
+    return fsencode(source)  # since soundfile itself refuses names that are no Unicode
 
 
 @contextmanager
@@ -107,15 +111,17 @@ def _recording(source: Any, name: str, *, again: bool = False) -> Iterator[Any]:
     """An open soundfile, whose faults are said as `AudioError`; `again`: an open file is left as it was, to be read anew."""
     import soundfile
 
+    file = _opened(source, name)
     try:
         place = source.tell() if again and hasattr(source, "read") else None
-        with soundfile.SoundFile(_opened(source, name)) as recording:
+        with soundfile.SoundFile(file) as recording:
             yield recording
         if place is not None:
             source.seek(place)
     except (soundfile.LibsndfileError, TypeError, OSError) as reason:
+        why = reason.error_string if isinstance(reason, soundfile.LibsndfileError) else str(reason)
         raise AudioError(
-            f"{name} cannot be read as audio: {str(reason).strip().rstrip('.')}. "
+            f"{name} cannot be read as audio: {why.strip().rstrip('.')}. "
             f"It can be: {', '.join(readable_formats())}. Convert it with: ffmpeg -i INPUT OUTPUT.wav"
         ) from reason
 
@@ -151,7 +157,8 @@ def _mono(samples: NDArray[Any], name: str) -> Float32:
 def _scaled(samples: NDArray[Any], name: str) -> Float32:
     kind, bits = samples.dtype.kind, 8 * samples.dtype.itemsize
     if kind == "f":
-        return samples.astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused as no number
+            return samples.astype(np.float32)
     if kind == "i" or samples.dtype == np.uint8:
         middle = 128.0 if kind == "u" else 0.0
         return ((samples - middle) / 2.0 ** (bits - 1)).astype(np.float32)
@@ -166,11 +173,16 @@ def _check_numbers(samples: Float32, name: str, second: float) -> None:
             f"{name} holds {strange} of {samples.size} samples{where} that are not numbers (NaN or infinite). "
             "Record or convert it again."
         )
+    loudest = float(np.abs(samples).max(initial=0.0))
+    if loudest > LOUDEST:
+        raise AudioError(
+            f"{name} holds samples of up to {loudest:.3g}, and full scale is 1. Record or convert it again."
+        )
 
 
 def _possible(rate: int, name: str) -> int:
-    if rate <= 0:
-        raise AudioError(f"{name} cannot have a rate of {rate} Hz (it can be: any above 0).")
+    if not isinstance(rate, Real) or not rate > 0:
+        raise AudioError(f"{name} cannot have a rate of {rate} Hz (it can be: any number above 0).")
     return rate
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..targets.contract import EngineError
 from ..targets.manifest import Manifest
 from .base import Runtime, encoder_lacking
 from .device import DeviceFacts, doctor, runtime_facts
@@ -68,6 +69,10 @@ def consider(manifest: Manifest, engine: str | Mapping[str, str] | Runtime, prov
     Raises:
         EngineError: what is named is unknown, or cannot run the bundle here.
     """
+    if not isinstance(engine, str | Mapping) and not hasattr(engine, "usable"):
+        raise EngineError(
+            f"engine {engine!r:.60} is not possible (it can be: auto, a name such as onnxruntime, one for each stage)."
+        )
     known = runtimes() if isinstance(engine, str | Mapping) else (engine,)
     words = asked(engine if isinstance(engine, str | Mapping) else engine.name, provider)
     choices = Choices(manifest, words, known, may_measure=AUTO in words.values())

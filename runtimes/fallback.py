@@ -148,10 +148,10 @@ class FallbackEngine:
             except EngineError as reason:
                 if not self._ways or self._running is None:
                     raise
-                _log.warning("engine '%s' failed, and the next one goes on: %s", self.name, reason)
-                failed, self._running = self._running, None
-                failed.close()  # first, since memory may not hold both
-                self._open_next([f"{failed.name}: {reason}"])
+                failed, name, self._running = self._running, self.name, None
+                _log.warning("engine '%s' failed, and the next one goes on: %s", name, reason)
+                failed.close()  # first, since memory may not hold both; nothing can be asked of it then
+                self._open_next([f"{name}: {reason}"])
 
     def _open_next(self, reasons: list[str]) -> None:
         """Open the next way that can be.

@@ -1,8 +1,9 @@
 """Prompts -> answers: one token at a time for a batch of sequences, each of which ends by itself."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypedDict, Unpack
+from numbers import Integral, Real
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class Decoding:
 
 
 def decoding(**settings: Unpack[Settings]) -> Decoding:
-    """The settings, checked; greedy where nothing else is said.
+    """The settings, checked; greedy where nothing else is said, and None says nothing.
 
     Raises:
         PromptError: one is unknown or outside its range.
@@ -71,6 +72,8 @@ def decoding(**settings: Unpack[Settings]) -> Decoding:
     if unknown := sorted(set(settings) - set(Settings.__annotations__)):
         possible = ", ".join(Settings.__annotations__)
         raise PromptError(f"settings {', '.join(unknown)} are unknown (they can be: {possible}).")
+    settings = cast(Settings, {name: value for name, value in settings.items() if value is not None})
+    _check_kinds(settings)
     most = settings.get("max_tokens", MAX_TOKENS)
     if most < 1:
         raise PromptError(f"max_tokens {most} is not possible (it can be: above 0).")
@@ -87,6 +90,42 @@ def decoding(**settings: Unpack[Settings]) -> Decoding:
         text_language(settings.get("response_format"), settings.get("grammar"), settings.get("regex")),
         adapters=_adapters(settings.get("adapters")),
     )
+
+
+def _check_kinds(settings: Settings) -> None:
+    for name, value in settings.items():
+        is_kind, possible = _KINDS.get(name, (_any, ""))
+        if not is_kind(value):
+            raise PromptError(f"{name} {value!r:.60} is not possible (it can be: {possible}).")
+
+
+def _any(_: Any) -> bool:
+    return True
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, Collection) and all(isinstance(one, str) for one in value))
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, str | bytes) and all(map(_is_whole, value))
+
+
+_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("max_tokens", "top_k", "seed"), (_is_whole, "a whole number")),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), (_is_number, "a number")),
+    "stop": (_is_texts, "a text, or a list of texts"),
+    "stop_tokens": (_is_ids, "a list of tokens' ids"),
+    "cancelled": (callable, "a function without arguments"),
+}
 
 
 def _sampling(settings: Settings) -> Sampling:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..targets.contract import PromptError
 from ..targets.manifest import ToolFormat
-from .tokens import Tokenizer
+from .tokens import Tokenizer, is_unicode
 from .tools import CALL_ID, SLOT, Choice, Tool
 
 FORMATS = ("text", "json_object", "json_schema")
@@ -42,8 +42,10 @@ def text_language(response_format: Any = None, grammar: Any = None, regex: Any =
         raise PromptError(f"settings {', '.join(said)} exclude each other. Give one of them.")
     for name, kind in (("grammar", "lark"), ("regex", "regex")):
         if (value := given[name]) is not None:
-            if not isinstance(value, str) or not value:
-                raise PromptError(f"{name} {value!r} is not possible (it can be: a text that is not empty).")
+            if not isinstance(value, str) or not value or not is_unicode(value):
+                raise PromptError(
+                    f"{name} {value!r} is not possible (it can be: a text that is not empty, in Unicode)."
+                )
             return Language(f"the {name}", "lark" if kind == "lark" else "regex", value)
     return None if response_format is None else _formatted(response_format)
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 from ..targets import manifest as manifests
@@ -65,8 +66,10 @@ def load(
         BundleError: there is no bundle, it is damaged, or what would run has failed verification.
         EngineError: no engine can run it here as asked.
     """
+    if not isinstance(adapters or {}, Mapping):
+        raise EngineError(f'adapters {adapters!r:.60} are not possible (they can be, for example: {{"name": 0.8}}).')
     options = Options(threads, provider, kv_cache, flash_attention, dict(adapters or {}), compute)
-    _refuse_impossible(options, context)
+    _refuse_impossible(options, context, prefixes)
     folder = Path(bundle)
     manifest = manifests.read(folder)
     manifests.check_files(folder, manifest, hashes=check)
@@ -82,12 +85,14 @@ def load(
     return Session(manifest, tokenizer, _opened(folder, choices, ranked, options, prefixes), context)
 
 
-def _refuse_impossible(options: Options, context: int | None) -> None:
+def _refuse_impossible(options: Options, context: int | None, prefixes: int) -> None:
     most = max(MOST_THREADS, 4 * (os.cpu_count() or 1))
-    if not 0 <= options.threads <= most:
-        raise EngineError(f"threads {options.threads} is not possible (it can be: 0 for all cores, to {most}).")
-    if context is not None and context < 1:
-        raise EngineError(f"context {context} is not possible (it can be: above 0, in tokens).")
+    if not isinstance(options.threads, Integral) or not 0 <= options.threads <= most:
+        raise EngineError(f"threads {options.threads!r} is not possible (it can be: 0 for all cores, to {most}).")
+    if context is not None and not (isinstance(context, Integral) and context > 0):
+        raise EngineError(f"context {context!r} is not possible (it can be: a whole number above 0, in tokens).")
+    if not isinstance(prefixes, Integral):
+        raise EngineError(f"prefixes {prefixes!r} is not possible (it can be: a whole number of bytes, 0 for none).")
 
 
 def _check_adapters(folder: Path, manifest: Manifest, adapters: Mapping[str, float]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from math import isfinite
+from numbers import Real
 
 from ..targets.contract import EngineError
 
@@ -84,7 +85,11 @@ def adapter_faults(wanted: Mapping[str, float], held: Sequence[str] | None) -> l
     faults = [
         f"no adapter '{name}' in this bundle ({_held(name, held or ())})" for name in wanted if name not in (held or ())
     ]
-    return faults + [f"no scale {scale} for adapter '{name}'" for name, scale in wanted.items() if not isfinite(scale)]
+    return faults + [
+        f"no scale {scale} for adapter '{name}'"
+        for name, scale in wanted.items()
+        if not isinstance(scale, Real) or not isfinite(scale)
+    ]
 
 
 def _held(name: str, held: Sequence[str]) -> str:

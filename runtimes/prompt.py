@@ -81,7 +81,7 @@ class Prompts:
         return self._fill(form.calls, calls=pieces)
 
     def _transcription(self, windows: int, language: str | None) -> list[Piece]:
-        if language is not None and not re.fullmatch(r"[a-z]{2}", language):
+        if language is not None and not (isinstance(language, str) and re.fullmatch(r"[a-z]{2}", language)):
             raise PromptError(
                 f"language {language!r} is not possible (it can be: a code of two letters, such as 'en')."
             )

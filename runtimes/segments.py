@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
-from math import ceil, isnan
+from math import ceil
+from numbers import Integral, Real
 from typing import Generic, TypeVar, cast
 
 from ..targets.contract import Cancelled, OssicleError, PromptError
@@ -78,7 +79,7 @@ class Transcriber(Generic[P]):
             PromptError: a setting is not possible.
             AudioError: the recording cannot be read.
         """
-        if together < 1:
+        if not isinstance(together, Integral) or together < 1:
             raise PromptError(f"together {together} is not possible (it can be: 1 or more).")
         found = self._stretches(clip, asked.language, seconds, pause)
         told = self._telling(progress, self._seconds(clip))
@@ -118,9 +119,9 @@ class Transcriber(Generic[P]):
         rate = self.audio.sample_rate
         window = self.audio.hop * self.audio.window_frames / rate
         most = max(1, self.prompts.most_windows(language)) * window
-        if seconds is not None and not 1 <= seconds <= most:
+        if seconds is not None and not (isinstance(seconds, Real) and 1 <= seconds <= most):
             raise PromptError(f"segments of {seconds} seconds are not possible (they can be: 1 to {most:.0f}).")
-        if pause is not None and (isnan(pause) or pause < SHORTEST):
+        if pause is not None and not (isinstance(pause, Real) and pause >= SHORTEST):
             raise PromptError(f"a pause of {pause} seconds is not possible (it can be: {SHORTEST} or more).")
         blocks = audio_blocks(clip.source, rate=clip.rate, target_rate=rate)
         return stretches(blocks, rate, int((seconds or window) * rate), pause)

@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels.bytelevel import alphabet
-from ..targets.contract import BundleError
+from ..targets.contract import BundleError, PromptError
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 # A token id, or text in which no special token is recognized.
 Piece = int | str
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written in UTF-8, as half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Tokenizer:
@@ -36,7 +45,13 @@ class Tokenizer:
         self._special = re.compile("|".join(map(re.escape, sorted(self.specials, key=len, reverse=True))) or "$^")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: no special token is added, and none is recognized."""
+        """Ids of plain text: no special token is added, and none is recognized.
+
+        Raises:
+            PromptError: it is no Unicode.
+        """
+        if not is_unicode(text):
+            raise PromptError(f"a text is no Unicode: {text!a:.60}. Decode it as UTF-8 first.")
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:

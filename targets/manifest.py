@@ -150,7 +150,7 @@ def read(folder: Path) -> Manifest:
         ) from None
     except NotADirectoryError:
         raise BundleError(f"'{folder}' is a file. Give the folder of a bundle, as ossicle build makes it.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as reason:
+    except (OSError, ValueError) as reason:
         raise BundleError(f"'{path}' cannot be read: {reason}. Build the bundle again: ossicle build") from reason
     return _manifest(path, document)
 

@@ -50,9 +50,17 @@ async def read_form(request: Any, fields: Sequence[Field]) -> tuple[dict[str, An
         raise ApiError(400, f"the form cannot be read: {reason.detail}", "invalid_form") from reason
     request.scope["ossicle.visit"].close_behind(form.close)
     files = {name: value for name, value in form.multi_items() if hasattr(value, "file")}
-    values = read(fields, _texts(form.multi_items(), fields))
+    texts = dict(_texts(form.multi_items(), fields))
+    if texts.pop("file", None) is not None:
+        files.clear()  # a text where the recording should be
+    values = read(fields, texts)
     if set(files) != {"file"}:
-        raise ApiError(400, "the form has no recording: a file part named 'file'.", "missing_file", "file")
+        raise ApiError(
+            400,
+            "the form has no recording: one file part named 'file', such as curl's -F file=@meeting.wav.",
+            "missing_file",
+            "file",
+        )
     return values, files["file"].file
 
 

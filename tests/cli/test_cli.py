@@ -19,7 +19,7 @@ from ossicle.runtimes.accelerators import Accelerator
 from ossicle.runtimes.device import fingerprint
 from ossicle.runtimes.replies import Segment
 from ossicle.runtimes.tools import ToolCall
-from ossicle.targets.contract import AudioError, BundleError, Thresholds
+from ossicle.targets.contract import AudioError, BundleError, EngineError, Thresholds
 from ossicle.targets.recipes import RECIPES
 from ossicle.tests.fakes import write_bundle
 from rich.console import Console
@@ -64,6 +64,8 @@ class FakeSession:
     def transcribe(self, audio, *, language=None):
         if "bad" in str(audio):
             raise AudioError(f"'{audio}' cannot be read:\n it is text. Convert it")
+        if "dead" in str(audio):
+            raise EngineError("no engine is left")
         return Heard(f"{Path(audio).stem} {language or ''}".strip())
 
     def stream(self, source, *, language=None, **settings):
@@ -133,6 +135,27 @@ def test_a_file_that_fails_leaves_the_others_transcribed():
     first, failed, last = json.loads(found.stdout)
     assert (first["text"], last["text"]) == ("a", "c")
     assert failed == {"file": "bad.wav", "error": "'bad.wav' cannot be read: it is text. Convert it"}
+
+
+@pytest.mark.usefixtures("session")
+def test_what_was_found_before_an_engine_failed_is_not_lost():
+    found = invoke("run", "bundle", "a.wav", "dead.wav", "--json")
+    assert found.exit_code == 1
+    assert [entry.get("text", entry.get("error")) for entry in json.loads(found.stdout)] == ["a", "no engine is left"]
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize("charset", ["utf-8", "latin-1"])
+def test_names_and_words_that_standard_output_has_no_characters_for_are_escaped(charset):
+    name = b"a\xe9\xff.wav".decode("utf-8", "surrogateescape") + "\u65e5.wav"
+    runner = CliRunner(charset=charset)
+    said = runner.invoke(cli.app, ["run", "bundle", name, "b.wav"]).stdout_bytes.decode(charset)
+    assert said.splitlines() == [
+        f"{name}: {Path(name).stem}".encode(charset, "backslashreplace").decode(charset),
+        "b.wav: b",
+    ]
+    document = json.loads(runner.invoke(cli.app, ["run", "bundle", name, "--json"]).stdout_bytes)
+    assert document[0]["file"] == name
 
 
 @pytest.mark.usefixtures("session")

@@ -1,12 +1,14 @@
 """Recordings of every kind become one kind of waveform, and what is none is refused by name."""
 
+import os
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from ossicle.runtimes.audio import load_audio, readable_formats
+from ossicle.runtimes.audio import audio_seconds, load_audio, readable_formats
 from ossicle.targets.contract import AudioError, Float32
 
 
@@ -97,6 +99,32 @@ def test_zero_length_is_refused(tmp_path: Path) -> None:
             load_audio(np.zeros(shape, np.float32))
 
 
+def test_what_float32_cannot_hold_the_power_of_is_refused() -> None:
+    samples = _tone()
+    samples[7] = -1e30
+    with pytest.raises(AudioError, match=r"the array .* holds samples of up to 1e\+30, and full scale is 1"):
+        load_audio(samples)
+    with pytest.raises(AudioError, match="not numbers"):
+        load_audio(np.full(9, 1e300))
+
+
+def test_a_name_that_is_no_unicode_is_read(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"t\xf6ne.wav")
+    soundfile.write(os.fsencode(path), _tone(), 16000, format="WAV")
+    assert len(load_audio(path)) == 16000
+
+
+def test_a_file_that_is_closed_or_open_as_text_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "tone.wav", _tone(), 16000)
+    with (tmp_path / "tone.wav").open(encoding="latin-1") as text, pytest.raises(AudioError, match="TextIOWrapper"):
+        load_audio(text)  # type: ignore[arg-type]
+    with (tmp_path / "tone.wav").open("rb") as closed:
+        pass
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(AudioError, match=r"tone\.wav' is closed"):
+            read(closed)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_a_number_is_refused(value: float) -> None:
     samples = _tone()
@@ -122,8 +150,8 @@ def test_what_is_no_recording_is_refused(source: object, reason: str) -> None:
         load_audio(source)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rate", [0, -8000])
-def test_impossible_rates_are_refused(rate: int) -> None:
+@pytest.mark.parametrize("rate", [0, -8000, "16k"])
+def test_impossible_rates_are_refused(rate: Any) -> None:
     with pytest.raises(AudioError, match=f"rate of {rate} Hz"):
         load_audio(_tone(), rate=rate)
 

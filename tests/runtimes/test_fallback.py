@@ -29,6 +29,11 @@ class Failing(FakeEngine):
         if kind:
             setattr(self, kind, partial(self._counted, getattr(self, kind), how))
 
+    def close(self) -> None:
+        """As real engines do it: nothing is left, not even the name."""
+        self.__dict__.clear()
+        super().close()
+
     def _counted(self, call: Callable[..., Any], how: str, *arguments: Any) -> Any:
         self._left -= 1
         if self._left >= 0:

@@ -194,6 +194,7 @@ def test_metrics_count(client: httpx.Client) -> None:
 
 CONTENT = {"content-type": "application/json"}
 AUDIO = {"type": "audio", "path": "/etc/hostname"}
+LOUD = wav()[:-4] + b"\xca\xf2\x49\x71"  # its last sample is 1e30
 FAULTS: list[tuple[str, dict[str, Any], int, str]] = [
     (CHAT, {"content": b"{", "headers": CONTENT}, 400, "no JSON"),
     (CHAT, {"content": b"[]", "headers": CONTENT}, 400, "no JSON object"),
@@ -219,6 +220,15 @@ FAULTS: list[tuple[str, dict[str, Any], int, str]] = [
     (TRANSCRIBE, {"json": {}}, 415, "application/json"),
     (TRANSCRIBE, {"files": _file(name="recording")}, 400, "named 'file'"),
     (TRANSCRIBE, {"files": {"x": (None, "1")}}, 400, "'x' is unknown"),
+    (TRANSCRIBE, {"files": {"file": (None, "a.wav")}}, 400, "no recording: one file part named 'file'"),
+    (TRANSCRIBE, {"files": _file(LOUD)}, 400, r"samples of up to 1e\+30"),
+    (TRANSCRIBE, {"files": _file(b"nothing")}, 400, "^the audio data cannot be read as audio: Format not recognised"),
+    (
+        CHAT,
+        {"content": b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "headers": CONTENT},
+        400,
+        "no Unicode",
+    ),
     (TRANSCRIBE, {"files": _file(b"")}, 400, "cannot be read as audio"),
     (TRANSCRIBE, {"files": _file(b"RIFF" + bytes(100))}, 400, "cannot be read as audio"),
     (TRANSCRIBE, {"files": _file(wav(0.0))}, 400, "no samples"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from ossicle.runtimes.bench import bench
+from ossicle.runtimes.generate import Settings
 from ossicle.runtimes.opening import load
 from ossicle.runtimes.session import Session
 from ossicle.targets import manifest
@@ -215,11 +216,50 @@ def test_repetition_is_penalized(session: Session) -> None:
         ({"top_p": 2.0, "min_p": 3.0}, "top_p 2.0.*min_p 3.0"),
         ({"stop": ""}, "stop ''"),
         ({"heat": 1}, "settings heat are unknown .*temperature"),
+        ({"max_tokens": "5"}, "max_tokens '5' .*a whole number"),
+        ({"seed": 1.5}, "seed 1.5 .*a whole number"),
+        ({"temperature": "hot"}, "temperature 'hot' .*a number"),
+        ({"stop": ["a", 5]}, r"stop \['a', 5\] .*a list of texts"),
+        ({"stop_tokens": 5}, "stop_tokens 5 .*a list of tokens' ids"),
+        ({"cancelled": True}, "cancelled True .*a function"),
+        ({"language": 5}, "language 5"),
+        ({"grammar": "\ud800"}, "grammar .*in Unicode"),
     ],
 )
 def test_impossible_settings_are_refused(session: Session, settings: Any, reason: str) -> None:
     with pytest.raises(PromptError, match=reason):
         session.transcribe(_noise(1.0), **settings)
+
+
+def test_settings_of_none_say_nothing(session: Session) -> None:
+    nothing: dict[str, Any] = dict.fromkeys(Settings.__annotations__)
+    assert session.transcribe(_noise(1.0), **nothing).tokens == session.transcribe(_noise(1.0)).tokens
+
+
+@pytest.mark.parametrize("settings", [{"seconds": "x"}, {"pause": "x"}, {"together": 1.5}])
+def test_segments_of_impossible_settings_are_refused(session: Session, settings: Any) -> None:
+    with pytest.raises(PromptError, match=r"(is|are) not possible"):
+        session.segments(_noise(1.0), **settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"threads": "2"}, "threads '2'"),
+        ({"context": 1.5}, "context 1.5"),
+        ({"prefixes": "x"}, "prefixes 'x'"),
+        ({"adapters": ["x"]}, r"adapters \['x'\]"),
+        ({"engine": None}, "engine None .*onnxruntime"),
+    ],
+)
+def test_impossible_options_are_refused(bundle: Path, options: Any, reason: str) -> None:
+    with pytest.raises(EngineError, match=reason):
+        load(bundle, **{"engine": FakeRuntime()} | options)
+
+
+def test_a_text_that_is_no_unicode_is_refused(session: Session) -> None:
+    with pytest.raises(PromptError, match=r"no Unicode: 'what\\ud800"):
+        session.chat(_conversation({"type": "text", "text": "what\ud800"}))
 
 
 def test_an_answer_ends_with_the_context(session: Session) -> None:
