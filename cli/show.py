@@ -94,7 +94,7 @@ def bundle(manifest: Manifest) -> None:
         out.print(f"adapters at run time: {escape(', '.join(kept))}")
     for target in _encoders_alone(manifest):
         out.print(f"{target}: the audio encoder alone, for an engine that takes audio from it")
-    head = ("target", "stage", "precision", "files", "size", "memory")
+    head = ("target", "stage", "precision", "files", "size", "memory", "and each token")
     out.print(table(head, map(_artifact_row, manifest.artifacts)))
     if manifest.verification:
         for target, entry in manifest.verification.items():
@@ -177,6 +177,7 @@ def _artifact_row(artifact: Artifact) -> tuple[str, ...]:
         "\n".join(Path(file.path).name for file in artifact.files),
         decimal(sum(file.size for file in artifact.files)),
         decimal(artifact.memory.weights + artifact.memory.working),
+        decimal(artifact.memory.kv_per_token) if artifact.memory.kv_per_token else "",
     )
 
 

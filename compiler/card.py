@@ -7,7 +7,7 @@ from typing import Any
 from ..targets.manifest import Manifest
 from .report import figure, table
 from .report_html import size_of
-from .report_tables import PROOFS
+from .report_tables import PROOFS, beside
 from .stored import recipe_of
 
 _FIGURES = ("wer", "kl", "top1", "same_text", "answers")
@@ -38,6 +38,8 @@ def _about(manifest: Manifest, base: str | None) -> str:
     of = f"[{base}](https://huggingface.co/{base})" if base else f"`{manifest.source.name}`"
     adapters = ", ".join(f"`{one.name}` with weight {one.weight:g}" for one in manifest.adapters)
     merged = f" LoRA adapters merged: {adapters}." if adapters else ""
+    kept = ", ".join(f"`{one.name}` ({one.target})" for one in manifest.runtime_adapters)
+    merged += f" LoRA adapters kept, for requests that ask for them: {kept}." if kept else ""
     recipe = recipe_of(manifest.recipe)
     parts = ("encoder", "embedding", "decoder", "lm_head")
     formats = ", ".join(f"{part} {getattr(recipe, part).name}" for part in parts)
@@ -58,15 +60,35 @@ def _measured(manifest: Manifest) -> list[str]:
     rows = [original, *(_row(manifest, target, entry) for target, entry in found.items())]
     speech = first["speech"]
     told = f"Against the original, on {speech['clips']} recordings: {speech['name']}, sha256 {speech['sha256'][:12]}."
+    told += beside(found)
     proofs = [f"- {target}: {PROOFS[entry['proof']]} ({entry['engine']})" for target, entry in found.items()]
-    return [told, "", *table(head, rows), "", "How each was proved:", "", *proofs]
+    return [told, "", *table(head, rows), "", "How each was proved:", "", *proofs, *_added(found)]
+
+
+def _added(found: Mapping[str, Any]) -> list[str]:
+    """The adapters that are added as it runs, each against the original that it is merged into."""
+    rows = [
+        (
+            name,
+            target,
+            *(figure(one, _number(entry["figures"][one])) for one in ("kl", "top1")),
+            _verdict(entry["failed"]),
+        )
+        for target, held in found.items()
+        for name, entry in held.get("adapters", {}).items()
+    ]
+    head = ("adapter, added as it runs", "artifact", "KL, nats", "same top token", "verdict")
+    return ["", *table(head, rows)] if rows else []
 
 
 def _row(manifest: Manifest, target: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     size = size_of(manifest.artifacts, target) / 1e6
     told = [figure(name, _number(entry["figures"][name])) for name in _FIGURES]
-    verdict = "passed" if entry["passed"] else f"FAILED: {', '.join(entry['failed'])}"
-    return target, f"{size:.1f}", *told, verdict
+    return target, f"{size:.1f}", *told, _verdict(entry["failed"])
+
+
+def _verdict(failed: Sequence[str]) -> str:
+    return f"FAILED: {', '.join(failed)}" if failed else "passed"
 
 
 def _number(value: float | str | None) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 from ..targets import manifest as manifests
 from ..targets.manifest import Manifest
 from .figures import AdapterVerification, Figures, TargetVerification, Verification
+from .report import SHARES
 
 
 def mark(bundle: Path, verification: Verification) -> Manifest:
@@ -25,7 +26,9 @@ def mark(bundle: Path, verification: Verification) -> Manifest:
 
 
 def section(verification: Verification, before: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """The manifest's `verification` section: by target, the figures to two digits, without times or machines.
+    """The manifest's `verification` section: by target, shares to a hundredth of a per cent and other figures to two digits.
+
+    It says nothing of times or machines.
 
     What was said `before` of adapters holds for those that were not compared now.
     """
@@ -47,18 +50,18 @@ def _entry(verification: Verification, target: TargetVerification, added: Mappin
         "proof": target.proof,
         "engine": target.engine,
         "speech": {"name": verification.speech, "sha256": verification.speech_sha256, "clips": len(target.clips)},
-        "figures": {entry.name: _rounded(getattr(target.figures, entry.name)) for entry in fields(Figures)},
+        "figures": {entry.name: _rounded(entry.name, getattr(target.figures, entry.name)) for entry in fields(Figures)},
         "thresholds": asdict(verification.thresholds),
     }
 
 
 def _adapter_entry(found: AdapterVerification) -> dict[str, Any]:
-    figures = {name: _rounded(getattr(found, name)) for name in ("logits", "kl", "kl_clip", "top1")}
+    figures = {name: _rounded(name, getattr(found, name)) for name in ("logits", "kl", "kl_clip", "top1")}
     return {"failed": [check.figure for check in found.checks if not check.passed], "figures": figures}
 
 
-def _rounded(value: float | None) -> float | str | None:
-    """Two significant digits; a word for what JSON has no number for."""
+def _rounded(name: str, value: float | None) -> float | str | None:
+    """Four decimals of a share, two digits of all else; a word for what JSON has no number for."""
     if value is None or math.isfinite(value):
-        return None if value is None else float(f"{value:.1e}")
+        return None if value is None else round(value, 4) if name in SHARES else float(f"{value:.1e}")
     return str(value)

@@ -31,7 +31,7 @@ _LABELS = {
     "answers_original": "questions the original answers exactly",
     "answers": "questions answered exactly",
 }
-_SHARES = {"top1", "same_text", "same_answers", "wer_original", "wer", "answers_original", "answers"}
+SHARES = {"top1", "same_text", "same_answers", "wer_original", "wer", "answers_original", "answers"}
 _AT_LEAST = {"top1", "same_text", "same_answers"}
 
 
@@ -96,12 +96,13 @@ def figure(name: str, value: float | None) -> str:
     """A figure in words: a share in per cent, a difference in two digits."""
     if value is None:
         return "-"
-    return f"{100 * value:.2f} %" if name in _SHARES and math.isfinite(value) else f"{value:.2g}"
+    return f"{100 * value:.2f} %" if name in SHARES and math.isfinite(value) else f"{value:.2g}"
 
 
 def label(name: str) -> str:
-    """What a figure is called in a report."""
-    return _LABELS[name]
+    """What a figure is called in a report, "wer" or "kl_clip with adapter 'legal'"."""
+    which, apart, adapter = name.partition(" with adapter ")
+    return _LABELS.get(which, which) + apart + adapter
 
 
 def finite(value: Any) -> Any:

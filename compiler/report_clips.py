@@ -68,7 +68,7 @@ def marked(original: str, other: str) -> tuple[str, str]:
     for kind, a, b, c, d in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
         left += _words(before[a:b], "del" if kind != "equal" else "")
         right += _words(after[c:d], "ins" if kind != "equal" else "")
-    return " ".join(left), " ".join(right) or "<em>nothing</em>"
+    return " ".join(left) or "<em>nothing</em>", " ".join(right) or "<em>nothing</em>"
 
 
 def audio(clip: Clip) -> str:

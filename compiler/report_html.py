@@ -12,10 +12,10 @@ from typing import Any
 
 from .breakdown import by_language, by_length
 from .cells import Cell, Found, Proof, write_whole
-from .figures import Verification
+from .figures import AdapterVerification, Verification
 from .report_clips import disagreements, section
 from .report_plots import Axis, Point, plot, swatch
-from .report_tables import breakdown, cells, machine, missing, proofs
+from .report_tables import added, breakdown, cells, machine, missing, proofs
 from .speech import Speech
 
 _MEGABYTES = Axis("size, MB", lambda value: f"{value:g}")
@@ -54,7 +54,7 @@ def write_verification(folder: Path, verification: Verification, speech: Speech)
     told = f"Against the original in torch float32, on {verification.speech}."
     title = f"Verification of {verification.bundle}, {verification.recipe}: {verdict}"
     path = folder / "verification.html"
-    write_whole(path, page(title, told, found, speech))
+    write_whole(path, page(title, told, found, speech, adapters=verification.adapters))
     return path
 
 
@@ -66,16 +66,21 @@ def page(
     *,
     refused: Mapping[Cell, str] | None = None,
     facts: Mapping[str, Any] | None = None,
+    adapters: Sequence[AdapterVerification] = (),
 ) -> str:
     """The whole page."""
-    names = _names(found)
+    names, compared = _names(found), any(one.proof.verified for one in found)
     sections = [
         ("Quality, size and speed", _plots(found)),
         ("Cells", cells(found, names)),
         ("By language", breakdown(found, names, partial(by_language, speech=speech))),
         ("By length", breakdown(found, names, partial(by_length, speech=speech))),
-        ("Where artifacts disagree with the original", section(disagreements(found, names), speech)),
+        (
+            "Where artifacts disagree with the original",
+            section(disagreements(found, names), speech) if compared else "",
+        ),
         ("How each was proved", proofs(found, names)),
+        ("Adapters, added as it runs", added(adapters)),
         ("Failed or not possible", missing(found, names, refused or {})),
         ("Measured on", machine(facts) if facts else ""),
     ]

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..targets import registry
 from .breakdown import Group
 from .cells import Cell, Found
-from .figures import TargetVerification
-from .report import faults_of, figure
+from .figures import AdapterVerification, TargetVerification
+from .report import ADAPTER_HEAD, adapter_rows, faults_of, figure
 
 MISSING = "-"
 PROOFS = {
@@ -32,20 +33,31 @@ def cells(found: Sequence[Found], names: Mapping[int, str]) -> str:
     head += ["tokens/s", "RTF", "memory, MB", "load, s"] if timed else []
     note = "WER: word error rate. KL: mean divergence from the original's distribution. Top-1: share of positions with its "
     note += "most likely token. Same text: share of its transcripts. Answers: share that is the expected one."
+    note += beside(one.cell.target for one in found)
     note += " RTF: seconds of work per second of audio. Memory: the most that all processes held." if timed else ""
     rows = (_cell(names[place], one, timed) for place, one in enumerate(found))
     return table(head, rows, "cells") + f'<p class="note">{note}</p>'
+
+
+def beside(targets: Iterable[str]) -> str:
+    """What sizes leave out: the encoder that an engine takes audio from where its own format has none that is exact."""
+    served = [name for name in dict.fromkeys(targets) if name in registry.ENCODER_BESIDE]
+    return (
+        f" Size of {', '.join(served)}: without the audio encoder of another target, which it is run with."
+        if served
+        else ""
+    )
 
 
 def breakdown(found: Sequence[Found], names: Mapping[int, str], groups: Callable[[Sequence[Any]], list[Group]]) -> str:
     """Word error rate and divergence of each group of clips, a line a cell; the original's first."""
     held = [(names[place], groups(one.proof.verified.clips)) for place, one in enumerate(found) if one.proof.verified]
     if not held:
-        return "<p>No cell was compared.</p>"
+        return ""
     columns = [f"{group.name} ({group.clips})" for group in held[0][1]]
     original = ["<b>original</b>", *(_both(group.wer_original, None) for group in held[0][1])]
     rows = [[escape(name), *(_both(group.wer, group.kl) for group in some)] for name, some in held]
-    return table(["WER · KL", *columns], [original, *rows], "cells")
+    return table(["WER · KL", *columns], [original, *rows], "cells groups")
 
 
 def proofs(found: Sequence[Found], names: Mapping[int, str]) -> str:
@@ -60,7 +72,13 @@ def proofs(found: Sequence[Found], names: Mapping[int, str]) -> str:
         for place, one in enumerate(found)
         if one.proof.verified
     ]
-    return table(["cell", "engine", "proof", "checks"], rows, "cells prose")
+    return table(["cell", "engine", "proof", "checks"], rows, "cells prose") if rows else ""
+
+
+def added(adapters: Sequence[AdapterVerification]) -> str:
+    """How each adapter that is added as it runs compares with the original that it is merged into."""
+    rows = [list(map(escape, row)) for row in adapter_rows(adapters)]
+    return table(ADAPTER_HEAD, rows, "cells") if rows else ""
 
 
 def missing(found: Sequence[Found], names: Mapping[int, str], refused: Mapping[Cell, str]) -> str:

@@ -305,6 +305,13 @@ def test_an_interruption_is_exit_code_130(monkeypatch):
     assert found.stderr.startswith("ossicle: interrupted")
 
 
+def test_inspect_tells_what_each_token_takes():
+    found = invoke("inspect", Path(__file__).parents[1] / "golden" / "bundle-v1")
+    assert found.exit_code == 0
+    assert "and each token" in found.output
+    assert "512 bytes" in found.output
+
+
 def test_inspect_refuses_what_is_not_there(tmp_path):
     found = invoke("inspect", tmp_path / "nothing")
     assert found.exit_code == 1

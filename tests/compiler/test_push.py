@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from ossicle.cli import main as cli
+from ossicle.compiler import card as cards
 from ossicle.compiler import report_clips
 from ossicle.compiler.push import prepare
 from ossicle.compiler.speech import load, shipped
@@ -208,6 +209,20 @@ def test_the_card_says_what_was_measured_and_guesses_nothing(bundle: Path) -> No
     assert "- onnx: its own engine ran the artifact (onnxruntime-cpu)" in card
     assert "pip install 'ossicle[onnx]'" in card
     assert 'base_model: "org/base"' in prepare(bundle, NAME, base="org/base").card
+    assert "dapter" not in card
+
+
+def test_the_card_tells_of_adapters_that_are_kept(bundle: Path) -> None:
+    manifest = manifests.read(bundle)
+    figures = {"logits": 0.5, "kl": 0.0015, "kl_clip": 0.003, "top1": 0.99}
+    held = {"legal": {"failed": [], "figures": figures}, "polite": {"failed": ["kl_clip"], "figures": figures}}
+    kept = tuple(manifests.RuntimeAdapter(name, "onnx", manifest.files[0], ()) for name in held)
+    entry = ENTRY | {"adapters": held, "passed": False, "failed": ["kl_clip with adapter 'polite'"]}
+    told = cards.card(replace(manifest, runtime_adapters=kept, verification={"onnx": entry}), NAME)
+    assert "LoRA adapters kept, for requests that ask for them: `legal` (onnx), `polite` (onnx)." in told
+    assert "| FAILED: kl_clip with adapter 'polite' |" in told
+    assert "| legal | onnx | 0.0015 | 99.00 % | passed |" in told
+    assert "| polite | onnx | 0.0015 | 99.00 % | FAILED: kl_clip |" in told
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,18 @@ def test_failures_and_what_is_not_possible_have_their_reasons(page: Path) -> Non
     assert "cannot hold Q4_K" in text
 
 
+def test_sizes_say_what_they_leave_out(page: Path, speech: Speech, found: tuple[Found, ...]) -> None:
+    said = "Size of gguf: without the audio encoder of another target"
+    assert said in page.read_text(encoding="utf-8")
+    assert said not in report_html.page("a", "b", found[:2], speech)
+
+
+def test_where_nothing_was_compared_nothing_is_said_to_agree(speech: Speech, found: tuple[Found, ...]) -> None:
+    text = report_html.page("a", "b", found[3:], speech)
+    assert re.findall("<h2>(.*?)</h2>", text) == ["Cells", "Failed or not possible"]
+    assert "every artifact said" not in text
+
+
 def test_groups_count_their_own_clips_alone(found: tuple[Found, ...], speech: Speech) -> None:
     verified = found[1].proof.verified
     assert verified is not None

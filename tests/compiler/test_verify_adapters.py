@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from ossicle.compiler import report, verify_adapters
+from ossicle.cli import main as cli
+from ossicle.compiler import report, report_html, verify_adapters
 from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.compiler.figures import AdapterVerification, Verification, judge, judge_adapter
 from ossicle.compiler.lora import AdapterSpec
-from ossicle.compiler.marking import mark
+from ossicle.compiler.marking import mark, section
 from ossicle.compiler.readings import Reading, Reply
 from ossicle.compiler.reference import Original
 from ossicle.compiler.runtime_adapters import Kept, RuntimeAdapterSpec, open_all
-from ossicle.compiler.speech import Clip
+from ossicle.compiler.speech import Clip, Speech
 from ossicle.targets import manifest as manifests
 from ossicle.targets.contract import Thresholds, VerificationError
 from ossicle.targets.manifest import RuntimeAdapter
@@ -25,6 +26,7 @@ from ossicle.targets.recipes import RECIPES
 from ossicle.tests.compiler.test_verify import comparison
 from ossicle.tests.fakes import write_bundle
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 DEMO = Path(__file__).parents[2] / "demo"
 PARTS = {"heads": "self_attn", "mlp": "mlp"}
@@ -138,9 +140,18 @@ def test_a_failed_adapter_fails_its_target_until_it_is_compared_again(tmp_path: 
         entry = manifests.read(tmp_path).verification["onnx"]
         assert (entry["passed"], entry["failed"]) == (not failed, failed)
         assert sorted(entry["adapters"]) == ["legal", "polite"]
+        told = CliRunner().invoke(cli.app, ["inspect", str(tmp_path)])
+        assert told.exit_code == 0, told.output
+        assert ("mean (nats) with adapter 'polite'" in told.output) == bool(failed)
 
 
-def test_the_report_tells_of_each() -> None:
+def test_a_share_that_is_not_whole_is_not_told_as_whole() -> None:
+    found = verification(replace(adapter("legal", 1.234e-5), top1=0.99642))
+    entry = section(found)["onnx"]["adapters"]["legal"]["figures"]
+    assert (entry["top1"], entry["kl_clip"]) == (0.9964, 1.2e-5)
+
+
+def test_the_report_tells_of_each(tmp_path: Path) -> None:
     found = verification(adapter("legal", 1e-5), adapter("polite", 3e-3))
     page = report.markdown(found)
     assert "## Adapters: FAILED" in page
@@ -149,4 +160,7 @@ def test_the_report_tells_of_each() -> None:
         "onnx with adapter 'polite': KL divergence, worst clip's mean (nats) 0.003 is above 0.0008"
     ]
     assert not found.passed
+    html = report_html.write_verification(tmp_path, found, Speech("", (), "")).read_text(encoding="utf-8")
+    assert "<td>polite</td><td>onnx (onnxruntime-cpu)</td>" in html
+    assert "kl_clip ≤ 0.0008: FAILED" in html
     assert report.document(found)["adapters"][0]["adapter"] == "legal"
