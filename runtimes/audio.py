@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from io import BytesIO, TextIOBase
 from numbers import Real
 from os import PathLike, fsencode, fspath
-from pathlib import Path
+from os.path import exists, isfile
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -99,9 +99,9 @@ def _opened(source: Any, name: str) -> Any:
             f"audio of type {type(source).__name__} cannot be read (it can be: a path, an open binary file, bytes, "
             "a numpy array)."
         )
-    if not Path(source).exists():
+    if not exists(source):
         raise AudioError(f"{name} does not exist. Give the path of a recording.")
-    if not Path(source).is_file():
+    if not isfile(source):
         raise AudioError(f"{name} is not a file. Give the path of a recording.")
     return fsencode(source)  # since soundfile itself refuses names that are no Unicode
 

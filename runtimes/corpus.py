@@ -123,12 +123,14 @@ def _lines(source: Path) -> Iterator[tuple[int, str]]:
 
 
 def _object(line: str) -> dict[str, Any] | str:
-    """A line's JSON object, or what is wrong with it."""
+    """A line's JSON object, or what is wrong with it. An id or a language that is null is none, as in what a run writes."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as reason:
         return f"is no JSON ({reason})"
-    return entry if isinstance(entry, dict) else "is no JSON object"
+    if not isinstance(entry, dict):
+        return "is no JSON object"
+    return {key: value for key, value in entry.items() if value is not None or key not in ("id", "language")}
 
 
 def _fault(entry: Mapping[str, Any]) -> str:

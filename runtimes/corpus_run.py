@@ -25,6 +25,7 @@ from .corpus_worker import digest
 from .corpus_workers import ProcessHelper
 from .generate import decoding
 from .llamacpp_widened import widened_bytes
+from .prompt import check_language
 
 EXECUTORS = ("processes", "ray")
 
@@ -85,6 +86,8 @@ def transcribe_corpus(
     bundle, out, loading, crew = Path(bundle), Path(out), loading or Loading(), crew or Crew()
     settings = {} if max_tokens is None else {"max_tokens": max_tokens}
     decoding(**settings)  # type: ignore[arg-type] # refuses what is not possible before any work is done
+    check_language(language)
+    _check_executor(crew)
     manifests.check_files(bundle, manifests.read(bundle))
     items = read_items(source, language)
     job = Job(bundle.absolute(), digest(bundle), asdict(loading), settings)
@@ -95,6 +98,11 @@ def transcribe_corpus(
             todo = [item for item in items if _is_open(journal, item, retry_failed)]
             run = _work(journal, todo, job, crew, progress, watch) if todo else Run()
             return write_outputs(out, items, journal, run)
+
+
+def _check_executor(crew: Crew) -> None:
+    if crew.executor not in EXECUTORS:
+        raise CorpusError(f"executor '{crew.executor}' is unknown (it can be: {', '.join(EXECUTORS)}).")
 
 
 @dataclass(frozen=True)
@@ -154,11 +162,9 @@ def _helpers(job: Job, crew: Crew, files: int) -> Iterator[tuple[Callable[[], He
     """What makes workers, and how many there are to be.
 
     Raises:
-        CorpusError: there is no such executor, or it has no room for them.
+        CorpusError: the executor has no room for them.
         EngineError: its package is missing.
     """
-    if crew.executor not in EXECUTORS:
-        raise CorpusError(f"executor '{crew.executor}' is unknown (it can be: {', '.join(EXECUTORS)}).")
     if crew.executor == "ray":
         from .corpus_ray import helpers
 

@@ -141,14 +141,16 @@ def write_whole(path: Path, lines: Iterable[bytes]) -> None:
 def agree(folder: Path, terms: Mapping[str, Any], *, force: bool = False) -> None:
     """Note what a run is begun on, or see that it goes on as it was begun; with `force` an earlier run is forgotten.
 
+    A run that has settled nothing yet binds nobody: its first command may have been a slip.
+
     Raises:
         CorpusError: the folder holds a run with another bundle or other settings, or files that are no run's.
     """
     if force:
         for name in OURS:
             (folder / name).unlink(missing_ok=True)
-    if not (folder / RUN).exists():
-        if taken := [name for name in OURS if (folder / name).exists()]:
+    if not (folder / RUN).exists() or not _has_results(folder):
+        if not (folder / RUN).exists() and (taken := [name for name in OURS if (folder / name).exists()]):
             raise CorpusError(
                 f"'{folder}' holds {', '.join(taken)} and no {RUN}: no run to go on with. Give another OUT."
             )
@@ -159,6 +161,11 @@ def agree(folder: Path, terms: Mapping[str, Any], *, force: bool = False) -> Non
             f"'{folder}' holds a run that was begun otherwise: {'; '.join(faults)}. Go on as it was begun, give another "
             "OUT, or forget what is there with --force"
         )
+
+
+def _has_results(folder: Path) -> bool:
+    results = folder / RESULTS
+    return results.exists() and results.stat().st_size > 0
 
 
 def _differences(folder: Path, terms: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 from ..targets.contract import PromptError
 from ..targets.manifest import TextFormat, ToolFormat
@@ -24,6 +25,16 @@ def tool_format(text: TextFormat) -> ToolFormat:
             "this bundle was built without tools, or for a model that knows none. Build it again: ossicle build CHECKPOINT"
         )
     return text.tools
+
+
+def check_language(language: Any) -> None:
+    """Refuse what is neither None nor a code of two letters.
+
+    Raises:
+        PromptError: it is not.
+    """
+    if language is not None and not (isinstance(language, str) and re.fullmatch(r"[a-z]{2}", language)):
+        raise PromptError(f"language {language!r} is not possible (it can be: a code of two letters, such as 'en').")
 
 
 class Prompts:
@@ -81,10 +92,7 @@ class Prompts:
         return self._fill(form.calls, calls=pieces)
 
     def _transcription(self, windows: int, language: str | None) -> list[Piece]:
-        if language is not None and not (isinstance(language, str) and re.fullmatch(r"[a-z]{2}", language)):
-            raise PromptError(
-                f"language {language!r} is not possible (it can be: a code of two letters, such as 'en')."
-            )
+        check_language(language)
         template = self._text.transcribe if language is None else self._text.transcribe_language
         pieces = self._fill(template, audio=self._clip(windows), language=[language or ""])
         return [*self._fill(self._text.begin), *pieces]

@@ -78,6 +78,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         load_audio(tmp_path / "nothing.wav")
     with pytest.raises(AudioError, match="is not a file"):
         load_audio(tmp_path)
+    with pytest.raises(AudioError, match="does not exist"):
+        load_audio("a" * 5000)
 
 
 @pytest.mark.parametrize("name", ["text.wav", "text.raw", "text"])

@@ -50,12 +50,12 @@ def test_a_manifest_says_names_languages_and_more(tmp_path: Path) -> None:
     touch(tmp_path, "a.wav")
     entries = [
         {"audio": "a.wav", "id": "one", "language": "fr", "speaker": 7},
-        {"audio": "a.wav", "id": "two"},
-        {"audio": str(tmp_path / "a.wav")},
+        {"audio": "a.wav", "id": "two", "language": None, "more": None},
+        {"audio": str(tmp_path / "a.wav"), "id": None},
     ]
     one, two, three = read_items(manifest(tmp_path, *entries), "en")
     assert (one.id, one.language, one.given) == ("one", "fr", {"speaker": 7})
-    assert (two.id, two.language, two.given) == ("two", "en", {})
+    assert (two.id, two.language, two.given) == ("two", "en", {"more": None})
     assert three.id == three.audio == one.audio
 
 

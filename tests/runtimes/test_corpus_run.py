@@ -240,9 +240,11 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path: Pat
     }.items():
         with pytest.raises(reason):
             transcribe_corpus(**{"bundle": BUNDLE, "source": tmp_path, "out": out, **options})
-    assert not out.exists()
     with pytest.raises(CorpusError, match="executor 'spark' is unknown"):
         transcribe_corpus(BUNDLE, tmp_path, out, crew=Crew(executor="spark"))
+    with pytest.raises(PromptError, match="language 'EN' is not possible"):
+        transcribe_corpus(BUNDLE, tmp_path, out, language="EN")
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

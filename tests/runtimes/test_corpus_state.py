@@ -117,12 +117,21 @@ def test_a_full_disk_leaves_no_half_line(results: Path, monkeypatch: pytest.Monk
 
 def test_a_run_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:
     agree(tmp_path, TERMS)
+    (tmp_path / RESULTS).write_text("{}\n")
     agree(tmp_path, TERMS)
     other = {"bundle": "def", "settings": {"engine": "openvino", "adapters": {}, "max_tokens": 3}}
     with pytest.raises(CorpusError) as told:
         agree(tmp_path, other)
     for part in ('bundle "abc" (now "def")', 'engine "auto" (now "openvino")', "max_tokens null (now 3)", "--force"):
         assert part in str(told.value)
+
+
+def test_a_run_that_settled_nothing_binds_nobody(tmp_path: Path) -> None:
+    agree(tmp_path, TERMS)
+    (tmp_path / RESULTS).touch()
+    agree(tmp_path, TERMS | {"bundle": "def"})
+    (tmp_path / RESULTS).write_text("{}\n")
+    agree(tmp_path, TERMS | {"bundle": "def"})
 
 
 def test_force_forgets_the_run_and_nothing_else(tmp_path: Path) -> None:
@@ -137,6 +146,7 @@ def test_force_forgets_the_run_and_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"version": 9}', '{"version": 1, "bundle": "abc", "settings": 3}'])
 def test_terms_that_cannot_be_read_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / RUN).write_text(text)
+    (tmp_path / RESULTS).write_text("{}\n")
     with pytest.raises(CorpusError, match="--force"):
         agree(tmp_path, TERMS)
 
