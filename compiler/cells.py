@@ -64,6 +64,9 @@ class Speed:
     load: float = 0.0  # seconds
     memory: int = 0  # bytes, resident, of every process of the engine
     audio: float = 0.0  # seconds of the recordings that it was measured on
+    proof: str = (
+        "executed"  # of another, what stood in for the target's engine here was measured: not the target's speed
+    )
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,12 @@ class Found:
     cell: Cell
     proof: Proof
     speed: Speed | None = None
+
+    @property
+    def timed(self) -> Speed | None:
+        """The speed of the target's own engine; None where there is none."""
+        own = self.speed and not self.speed.reason and self.speed.proof == "executed"
+        return self.speed if own else None
 
     @property
     def reason(self) -> str | None:

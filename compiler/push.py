@@ -89,7 +89,7 @@ def push(upload: Upload, *, private: bool = False) -> str:
     except Exception as reason:  # each client library below has errors of its own
         raise PushError(
             f"'{upload.repository}' cannot be written on the hub: {str(reason).strip() or repr(reason)}. "
-            "Log in with: hf auth login"
+            "Where that takes a login: hf auth login"
         ) from reason
     return str(made.commit_url)
 

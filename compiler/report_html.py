@@ -149,7 +149,7 @@ def _kl(one: Found) -> float | None:
 
 
 def _tokens(one: Found) -> float | None:
-    return one.speed.tokens_per_second if one.speed and not one.speed.reason else None
+    return one.timed.tokens_per_second if one.timed else None
 
 
 def _names(found: Sequence[Found]) -> dict[int, str]:

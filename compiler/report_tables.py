@@ -35,6 +35,8 @@ def cells(found: Sequence[Found], names: Mapping[int, str]) -> str:
     note += "most likely token. Same text: share of its transcripts. Answers: share that is the expected one."
     note += beside(one.cell.target for one in found)
     note += " RTF: seconds of work per second of audio. Memory: the most that all processes held." if timed else ""
+    if timed and any(one.speed and one.speed.proof != "executed" for one in found):
+        note += " What another program stood in for here has no speed of its own."
     rows = (_cell(names[place], one, timed) for place, one in enumerate(found))
     return table(head, rows, "cells") + f'<p class="note">{note}</p>'
 
@@ -112,9 +114,9 @@ def _cell(name: str, one: Found, timed: bool) -> list[str]:
 
 
 def _speed(one: Found) -> list[str]:
-    if one.speed is None or one.speed.reason:
+    taken = one.timed
+    if taken is None:
         return [MISSING] * 4
-    taken = one.speed
     memory = f"{taken.memory / 1e6:.0f}" if taken.memory else MISSING
     return [f"{taken.tokens_per_second:.0f}", f"{taken.real_time_factor:.3f}", memory, f"{taken.load:.2f}"]
 

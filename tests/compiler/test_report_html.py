@@ -101,6 +101,14 @@ def test_sizes_say_what_they_leave_out(page: Path, speech: Speech, found: tuple[
     assert said not in report_html.page("a", "b", found[:2], speech)
 
 
+def test_what_stood_in_for_an_engine_has_no_speed(speech: Speech, found: tuple[Found, ...]) -> None:
+    here, there = found[0], replace(found[2], speed=Speed(tokens_per_second=4711.0, proof="same graph"))
+    text = report_html.page("a", "b", (here, there), speech)
+    assert "4711" not in text
+    assert "no speed of its own" in text
+    assert "no speed of its own" not in report_html.page("a", "b", found, speech)
+
+
 def test_where_nothing_was_compared_nothing_is_said_to_agree(speech: Speech, found: tuple[Found, ...]) -> None:
     text = report_html.page("a", "b", found[3:], speech)
     assert re.findall("<h2>(.*?)</h2>", text) == ["Cells", "Failed or not possible"]

@@ -22,6 +22,7 @@ from ossicle.compiler.sweep_jobs import Crew
 from ossicle.compiler.sweep_plan import NAME, Keys, Plan
 from ossicle.targets.contract import RecipeError, SweepError, Thresholds
 from ossicle.targets.probe import Answer, Report
+from ossicle.targets.probe import Proof as Proved
 from ossicle.tests import checkpoints
 from typer.testing import CliRunner
 
@@ -86,6 +87,28 @@ def test_the_least_of_repeats_counts_and_the_first_answer_does_not() -> None:
 
     found = speed.summarize([report(2.0, 5), report(1.0, 7), report(3.0, 6)])
     assert found == Speed(tokens_per_second=10.0, real_time_factor=5.0 / 8.0, load=1.0, memory=7, audio=8.0)
+
+
+def test_what_stands_in_for_an_engine_is_asked_once_and_has_no_speed_of_its_own(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = {"audio": 4.0, "encode": 1.0, "prefill": 0.5, "decode": 1.0, "tokens": 10}
+    answers = (Answer("transcribe", 9.0, text="", timings=taken),) * 2
+    asked: list[str] = []
+    proof: Proved = "interpreted"
+
+    def ask(*_: object, engine: str) -> Report:
+        asked.append(engine)
+        return Report("fake", proof, {}, (), 1.0, 7, answers)
+
+    monkeypatch.setattr(speed, "ask", ask)
+    interpreted = speed.measure(Path("a"), "coreml", plan.recordings().clips)
+    assert (interpreted.proof, len(asked)) == ("interpreted", 1)
+    found = Found(Cell("int4", "coreml", "coreml"), Proof(None, "bundles/a", 7, VERIFIED), interpreted)
+    assert (found.timed, found.reason) == (None, None)
+    proof = "executed"
+    executed = speed.measure(Path("a"), "onnxruntime", plan.recordings().clips)
+    assert (replace(found, speed=executed).timed, len(asked)) == (executed, 4)
 
 
 @pytest.mark.parametrize(
