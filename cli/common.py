@@ -50,7 +50,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except OSError as reason:
             if options["debug"]:
                 raise
-            complain(f"'{reason.filename}' cannot be used: {reason.strerror or reason}")
+            what = (
+                "a file cannot be read or written" if reason.filename is None else f"'{reason.filename}' cannot be used"
+            )
+            complain(f"{what}: {reason.strerror or reason}")
             raise typer.Exit(1) from None
 
     return run

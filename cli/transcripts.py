@@ -48,9 +48,13 @@ class Transcribing:
         return failed
 
     def document(self, files: Sequence[Path]) -> bool:
-        """Write a list of what was found, or of what failed, as JSON; whether one failed."""
-        entries = [self._entry(file) for file in files]
-        print_json(entries)
+        """Write a list of what was found, or of what failed, as JSON, also where it breaks off; whether one failed."""
+        entries: list[dict[str, Any]] = []
+        try:
+            for file in files:
+                entries.append(self._entry(file))
+        finally:
+            print_json(entries)
         return any("error" in entry for entry in entries)
 
     def _print(self, file: Path, form: Form, before: str) -> None:

@@ -129,13 +129,21 @@ class Journal:
 
 
 def write_whole(path: Path, lines: Iterable[bytes]) -> None:
-    """Write a file beside its place and move it there: it is the old one or the new one, never a half."""
+    """Write a file beside its place and move it there: it is the old one or the new one, never a half.
+
+    Raises:
+        OSError: the disk is full or gone; it names the file, and nothing is left beside it.
+    """
     draft = path.with_name(path.name + ".new")
-    with draft.open("wb") as stream:
-        stream.writelines(lines)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(draft, path)
+    try:
+        with draft.open("wb") as stream:
+            stream.writelines(lines)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, path)
+    except OSError as reason:
+        draft.unlink(missing_ok=True)
+        raise OSError(reason.errno, reason.strerror, str(path)) from reason
 
 
 def agree(folder: Path, terms: Mapping[str, Any], *, force: bool = False) -> None:

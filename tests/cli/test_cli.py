@@ -64,6 +64,8 @@ class FakeSession:
     def transcribe(self, audio, *, language=None):
         if "bad" in str(audio):
             raise AudioError(f"'{audio}' cannot be read:\n it is text. Convert it")
+        if "stop" in str(audio):
+            raise KeyboardInterrupt
         if "dead" in str(audio):
             raise EngineError("no engine is left")
         return Heard(f"{Path(audio).stem} {language or ''}".strip())
@@ -138,10 +140,13 @@ def test_a_file_that_fails_leaves_the_others_transcribed():
 
 
 @pytest.mark.usefixtures("session")
-def test_what_was_found_before_an_engine_failed_is_not_lost():
+def test_what_was_found_before_a_failure_is_not_lost():
     found = invoke("run", "bundle", "a.wav", "dead.wav", "--json")
     assert found.exit_code == 1
     assert [entry.get("text", entry.get("error")) for entry in json.loads(found.stdout)] == ["a", "no engine is left"]
+    found = invoke("run", "bundle", "a.wav", "stop.wav", "b.wav", "--json")
+    assert found.exit_code == 130
+    assert [entry["text"] for entry in json.loads(found.stdout)] == ["a"]
 
 
 @pytest.mark.usefixtures("session")
@@ -303,6 +308,22 @@ def test_an_interruption_is_exit_code_130(monkeypatch):
     found = invoke("run", "x", "a.wav")
     assert found.exit_code == 130
     assert found.stderr.startswith("ossicle: interrupted")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (OSError(28, "No space left"), "a file cannot be read or written: No space left"),
+        (OSError(28, "No space left", "x/y"), "'x/y' cannot be used: No space left"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, fault, said):
+    def refused(_, **__):
+        raise fault
+
+    monkeypatch.setattr(ossicle, "load", refused, raising=False)
+    found = invoke("run", "x", "a.wav")
+    assert (found.exit_code, found.stderr) == (1, f"ossicle: {said}\n")
 
 
 def test_inspect_tells_what_each_token_takes():

@@ -1,6 +1,8 @@
 """What a corpus run has on disk: cut off anywhere, damaged anywhere, held by one run, on the terms that it was begun on."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -113,6 +115,19 @@ def test_a_full_disk_leaves_no_half_line(results: Path, monkeypatch: pytest.Monk
         with pytest.raises(OSError, match="No space"):
             journal.add(item("b"), {"text": "two"})
         assert results.read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(tmp_path / "a", [b"old"])
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as told:
+        write_whole(tmp_path / "a", [b"new"])
+    assert told.value.filename == str(tmp_path / "a")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
 
 
 def test_a_run_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:
