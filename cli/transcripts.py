@@ -51,8 +51,7 @@ class Transcribing:
         """Write a list of what was found, or of what failed, as JSON, also where it breaks off; whether one failed."""
         entries: list[dict[str, Any]] = []
         try:
-            for file in files:
-                entries.append(self._entry(file))
+            entries.extend(map(self._entry, files))  # one by one: those before a failure stay
         finally:
             print_json(entries)
         return any("error" in entry for entry in entries)
