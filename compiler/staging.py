@@ -12,12 +12,13 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from ..targets.contract import Artifact, BuildError
+from ..targets.locks import taken
 from ..targets.manifest import NAME, artifact_of
 
 STATE = "build.json"
@@ -41,22 +42,24 @@ class Staging:
         Left by Ctrl-C or a kill, it stays for the next attempt, unfinished stages apart. Left by an error, it is removed.
 
         Raises:
-            BuildError: `out` is taken or cannot be written to, or the disk is full.
+            BuildError: `out` is taken or cannot be written to, another process builds it, or the disk is full.
         """
         check_free(out, force=force)
         folder = out.parent / f".{out.name}.ossicle-build"
-        try:
-            staging = cls._resume(folder, out, _digest(inputs))
-            with staging._noting_interrupts():
-                yield staging
-        except KeyboardInterrupt:
-            raise
-        except OSError as reason:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise _failed(out, reason) from reason
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        with _alone(out, folder):
+            check_free(out, force=force)  # another build may have ended meanwhile
+            try:
+                staging = cls._resume(folder, out, _digest(inputs))
+                with staging._noting_interrupts():
+                    yield staging
+            except KeyboardInterrupt:
+                raise
+            except OSError as reason:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise _failed(out, reason) from reason
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
 
     @classmethod
     def _resume(cls, folder: Path, out: Path, inputs: str) -> Self:
@@ -121,6 +124,29 @@ class Staging:
         draft = self.folder / f"{STATE}.new"
         draft.write_text(text, encoding="utf-8")
         os.replace(draft, self.folder / STATE)
+
+
+@contextmanager
+def _alone(out: Path, folder: Path) -> Iterator[None]:
+    """Hold a lock beside `folder`, which goes when the build does; after a kill it is there to be taken again.
+
+    Raises:
+        BuildError: another process has it, or it cannot be made.
+    """
+    path = folder.with_name(f"{folder.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a")
+    except OSError as reason:
+        raise _failed(out, reason) from reason
+    with stream:
+        if not taken(stream):
+            raise BuildError(f"'{out}' is being built by another process. Wait until it is there, or give another --out")
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps what is open
+                path.unlink()
 
 
 def check_free(out: Path, *, force: bool) -> None:

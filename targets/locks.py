@@ -1,17 +1,20 @@
 """The lock of a file, which the system lets go when the process that holds it ends, however it does."""
 
+import errno
 import sys
 from collections.abc import Callable
 from functools import cache
 from typing import IO, Any
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system that has none
 
 
 def taken(stream: IO[Any]) -> bool:
     """Take the lock of an open file, until it is closed; False where another process has it."""
     try:
         _lock()(stream)
-    except OSError:
-        return False
+    except OSError as reason:
+        return reason.errno in _NO_LOCKS
     return True
 
 
