@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ossicle.benchmarks import parts
 from ossicle.benchmarks.parts import Part
 from ossicle.cli.demo import shipped
-from ossicle.compiler import bits, budget, plan, quantizers, reference, sensitivity, stored, torch_model
+from ossicle.compiler import bits, budget, clips, plan, quantizers, sensitivity, stored, torch_model
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.choices import Choices, uniform
 from ossicle.compiler.families import family
@@ -116,7 +116,7 @@ class Ear:
     def _prompt(self, clip: Clip, language: str | None) -> list[int]:
         key = clip.name, language
         if key not in self._prompts:
-            self._prompts[key] = self.original._transcription(reference._recording(clip), language)[0]
+            self._prompts[key] = self.original._transcription(clips.wav(clip), language)[0]
         return self._prompts[key]
 
 

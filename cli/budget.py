@@ -27,7 +27,7 @@ def builder(
     limits = asked(max_size, fit)
     if not limits and recipe is None:
         _refuse(calibration, "--calibration", "it measures losses for --max-size or --fit, and neither is given")
-        return partial(pipeline.build, recipe=quant or "int4")
+        return partial(pipeline.build, recipe="int4" if quant is None else quant)
     _refuse(quant, "--quant", "--max-size, --fit and --recipe bring a recipe of their own")
     if recipe is not None:
         _refuse(calibration, "--calibration", "--recipe brings its own losses")
@@ -47,10 +47,10 @@ def quantizing(
     if limits := asked(max_size, fit):
         _refuse(quant, "--quant", "--max-size and --fit bring a recipe of their own")
         _refuse(recipe, "--recipe", "--max-size and --fit find formats, and its are found already")
-        return partial(_within, limits, listed(target or "onnx"))
+        return partial(_within, limits, listed("onnx" if target is None else target))
     _refuse(target, "--target", "integers are the same for every target; it says what --max-size or --fit is for")
     if recipe is None:
-        return partial(_named, quant or "int4")
+        return partial(_named, "int4" if quant is None else quant)
     _refuse(quant, "--quant", "--recipe brings a recipe of its own")
     return partial(_filed, recipe)
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..targets.contract import BuildError
 from .common import Json, app, guarded, needs_build_extra, print_json
 from .options import Adapters, CheckpointName, Fit, Heard, MaxSize, merged
 
@@ -34,8 +35,14 @@ def calibrate(
     from ..compiler.calibrate import calibrate as measured
     from ..compiler.checkpoint import open_checkpoint
     from ..compiler.families import family
+    from ..compiler.safetensors_write import check_place
     from .progress import Bars
 
+    check_place(out, "--out")
+    if imatrix:
+        check_place(imatrix, "--imatrix")
+        if imatrix.resolve() == out.resolve():
+            raise BuildError(f"'{out}' cannot hold both forms. Give --imatrix another file")
     opened = open_checkpoint(checkpoint, adapters=merged(adapter))
     with Bars() as bars:
         found = measured(opened, speech, bars, gradients=gradients)
@@ -77,9 +84,11 @@ def quantize(
     """Make a checkpoint's integers as it hears speech, once for every target: for --quantized of a build."""
     needs_build_extra("quantizing")
     from ..compiler.checkpoint import open_checkpoint
+    from ..compiler.safetensors_write import check_place
     from .budget import quantizing
     from .progress import Bars
 
+    check_place(out, "--out")
     made = quantizing(quant, max_size, fit, target, recipe)
     opened = open_checkpoint(checkpoint, adapters=merged(adapter))
     with Bars() as bars:

@@ -17,8 +17,9 @@ def assign(targets: Sequence[str], recipe: Recipe) -> Mapping[str, tuple[str, ..
     """The stages of each target, in the order that they are built in.
 
     Raises:
-        RecipeError: a target cannot hold the recipe, or there is none of this name.
+        RecipeError: a target cannot hold the recipe, or there is none of this name; or no target is named.
     """
+    registry.check_named(targets)
     refusals = {name: _refusal(name, recipe, STAGES) for name in targets}
     taking = [name for name, refusal in refusals.items() if refusal is None and name in registry.ENCODER_BESIDE]
     for name, refusal in refusals.items():

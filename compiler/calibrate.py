@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..targets.contract import Progress
+import numpy as np
+
+from ..targets.contract import CheckpointError, Progress
 from . import calibration
 from . import speech as recordings
 from .calibration import Calibration, Measured, Running
 from .checkpoint import Checkpoint
 from .positions import Positions, positions
 from .readings import Utterance
-from .reference import Original
+from .reference import Original, check
 from .speech import Speech
 from .streamed import Streamed
 
@@ -69,11 +71,17 @@ def statistics(
     """What every linear matrix is multiplied with over utterances, under the name of `spoken`; weighed by position or not."""
     observer = _Statistics()
     Streamed(checkpoint, observer, progress, weighing=weighing).run(heard)
+    measured = observer.measured()
+    if strange := [name for name, one in measured.items() if not np.isfinite(one.mean_square).all()]:
+        raise CheckpointError(
+            f"what '{strange[0]}' is multiplied with on '{spoken.name}' is not finite. Repair the checkpoint"
+        )
     weighed = calibration.BY_GRADIENTS if weighing else calibration.BY_SOUND
-    return Calibration(checkpoint.identity, spoken.name, spoken.sha256, observer.measured(), weighed)
+    return Calibration(checkpoint.identity, spoken.name, spoken.sha256, measured, weighed)
 
 
 def utterances(checkpoint: Checkpoint, spoken: Speech) -> Sequence[Utterance]:
     """Every recording as the model is asked to transcribe it."""
+    check(checkpoint, spoken)
     original = Original(checkpoint)
     return [original.utterance(clip) for clip in spoken.clips]

@@ -30,9 +30,9 @@ def canonical(
     absent = [name for name in shapes if name not in found and not model.computed(name, layout)]
     faults += [f"'{name}' {_shape(shapes[name])} is missing" for name in absent]
     if faults:
-        listed = "\n  ".join(faults)
+        listed = "; ".join(faults)
         raise CheckpointError(
-            f"'{folder}' does not hold the {model.MODEL_TYPE} that its {CONFIG[layout]} describes:\n  {listed}\n"
+            f"'{folder}' does not hold the {model.MODEL_TYPE} that its {CONFIG[layout]} describes: {listed}. "
             "An adapter goes to --adapter; a checkpoint of another model or a partial one cannot be built"
         )
     return {name: _placed(name, found.get(name), shapes[name], layout, model, config) for name in shapes}, tied

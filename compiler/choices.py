@@ -28,7 +28,12 @@ class Choices:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, targets: Sequence[str], kept: Sequence[Kept] = ()) -> "Choices":
-        """Those of a checkpoint's matrices."""
+        """Those of a checkpoint's matrices.
+
+        Raises:
+            RecipeError: no target is named.
+        """
+        registry.check_named(targets)
         return cls(model_of(checkpoint), tuple(targets), tuple(kept))
 
     @cached_property

@@ -76,6 +76,7 @@ def write(path: Path, calibrated: Calibration, model: Family) -> None:
         "imatrix.chunk_size": max(one.count for one in calibrated.measured.values()),
     }
     places = gguf_file.place([(name, (1, len(array)), gguf_blocks.F32) for name, array in arrays.items()])
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as stream:
         stream.write(gguf_file.header(metadata, places))

@@ -57,9 +57,9 @@ def _opened(spec: AdapterSpec, model: Family, shapes: Mapping[str, tuple[int, ..
     if not stored:
         read.faults.append("it holds no tensors")
     if read.faults:
-        listed = "\n  ".join(read.faults)
+        listed = "; ".join(read.faults)
         raise AdapterError(
-            f"adapter '{spec.location}' does not fit this {model.MODEL_TYPE}:\n  {listed}\n"
+            f"adapter '{spec.location}' does not fit this {model.MODEL_TYPE}: {listed}. "
             "An adapter is merged into the model that it was trained on"
         )
     files = (folder / _CONFIG, folder / _WEIGHTS)

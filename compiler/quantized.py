@@ -28,7 +28,7 @@ from ..targets.contract import (
 from ..targets.manifest import file_entry
 from .calibration import check_identity, metadata, refusal
 from .folds import folded
-from .quantizers import Found
+from .quantizers import Found, option
 from .safetensors import StoredTensor, read_header
 from .safetensors_write import Layout
 
@@ -87,7 +87,7 @@ class Quantized:
         if faults:
             raise RecipeError(
                 f"'{self.file.path}' was made for recipe '{self.recipe}': {'; '.join(faults[:4])}"
-                f"{f' and {len(faults) - 4} more' if len(faults) > 4 else ''}. Build with --quant {self.recipe}"
+                f"{f' and {len(faults) - 4} more' if len(faults) > 4 else ''}. Build with {option(self.recipe)}"
             )
         if runtime_adapters and self.on_columns:
             raise AdapterError(

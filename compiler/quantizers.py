@@ -113,11 +113,13 @@ def chosen(recipe: Recipe, quantizer: str | None, quantized: Path | None) -> Rec
     """
     from . import quantized as files
 
-    asked = checked(recipe, quantizer or (files.quantizer_of(quantized) if quantized else recipe.quantizer))
+    if quantizer is None:
+        quantizer = files.quantizer_of(quantized) if quantized else recipe.quantizer
+    asked = checked(recipe, quantizer)
     if asked.on_inputs and quantized is None:
         raise RecipeError(
             f"quantizer '{asked}' has to see what each matrix is multiplied with (without: {', '.join(AT_ONCE)}). Make its "
-            f"integers once, for every target: ossicle quantize CHECKPOINT --quantizer {asked} --quant {recipe.name} "
+            f"integers once, for every target: ossicle quantize CHECKPOINT --quantizer {asked} {option(recipe.name)} "
             "--out FILE; then build with --quantized FILE"
         )
     if quantized and files.quantizer_of(quantized) != str(asked):
@@ -141,6 +143,11 @@ def checked(recipe: Recipe, text: str) -> Choice:
     return choice
 
 
+def option(recipe: str) -> str:
+    """How a command names a recipe: those that are in no list are in a file."""
+    return f"--quant {recipe}" if recipe in RECIPES else f"--recipe FILE (of recipe '{recipe}')"
+
+
 def _check_meaning(recipe: Recipe, parts: tuple[str, ...], name: str, place: str) -> None:
     """Refuse a quantizer other than `nearest` for parts that store nothing it finds."""
     stored = [form for part in parts for form in _formats(recipe, part)]
@@ -151,7 +158,7 @@ def _check_meaning(recipe: Recipe, parts: tuple[str, ...], name: str, place: str
     if any(form.is_block for form in stored):
         raise RecipeError(
             f"{said}. GGUF's blocks have ggml's search, weighed with --imatrix FILE, "
-            f"or {', '.join(ON_INPUTS)}: ossicle quantize CHECKPOINT --quantizer gptq --quant {recipe.name} --out FILE"
+            f"or {', '.join(ON_INPUTS)}: ossicle quantize CHECKPOINT --quantizer gptq {option(recipe.name)} --out FILE"
         )
     having = [name for name, one in RECIPES.items() if groupwise_integers(one.decoder)]
     raise RecipeError(f"{said} (those have: {', '.join(having)})")

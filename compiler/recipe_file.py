@@ -6,6 +6,7 @@ follows from them is reckoned anew when the file is read.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,6 +91,8 @@ def recipe_in(path: Path, family_name: str) -> Recipe:
 
 def _spent(entry: Mapping[str, Any]) -> Spent:
     losses = {_NAMED[name]: float(loss) for name, loss in entry.get("losses", {}).items()}
+    if strange := [loss for loss in losses.values() if not 0 <= loss < math.inf]:
+        raise ValueError(f"a loss of {strange[0]}")
     return Spent(_NAMED[entry["format"]], int(entry.get("bytes", 0)), losses)
 
 

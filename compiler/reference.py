@@ -5,7 +5,6 @@ extractor, the model is transformers' own.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..targets.contract import AudioError, CheckpointError, Float32, Progress
+from ..targets.contract import CheckpointError, Float32, Progress
+from . import clips
 from .checkpoint import Checkpoint
 from .readings import Reading, Reply, Utterance, load, save
 from .speech import Clip, Speech
@@ -23,6 +23,7 @@ from .torch_model import check_memory, load_model
 
 VERSION = 2
 MAX_TOKENS = 256
+_FRAMES = 3000  # of a log-mel window that transformers' feature extractor and mistral-common make: 30 s
 
 
 def keep(
@@ -34,6 +35,7 @@ def keep(
         VerificationError: the original does not fit in this machine's memory.
         AudioError: a recording cannot be read.
     """
+    check(checkpoint, speech)
     original = Original(checkpoint)
     folder = folder / f"reference-{_key(checkpoint, speech)[:20]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,10 +50,23 @@ def keep(
             progress.advance(1)
 
 
+def check(checkpoint: Checkpoint, speech: Speech) -> None:
+    """Refuse, without loading anything, what the original could not be asked.
+
+    Raises:
+        CheckpointError: the checkpoint has no tekken.json, or windows of another length than the original's processors.
+        AudioError: a recording cannot be read, or a language is none.
+    """
+    _check_processors(checkpoint)
+    for clip in speech.clips:
+        clips.check(clip)
+
+
 class Original:
     """The checkpoint's model and processors, loaded when first asked."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        _check_processors(checkpoint)
         self._checkpoint = checkpoint
 
     @property
@@ -61,7 +76,7 @@ class Original:
 
     def read(self, clip: Clip) -> Reading:
         """What the original makes of one clip."""
-        recording = _recording(clip)
+        recording = clips.wav(clip)
         prompt, samples = self._transcription(recording, None)
         logmel = self._logmel(samples)
         audio = self._encode(logmel)
@@ -75,7 +90,7 @@ class Original:
 
     def utterance(self, clip: Clip) -> Utterance:
         """A clip with what was said in it, as the model is asked to transcribe it; without a text, the prompt alone."""
-        prompt, samples = self._transcription(_recording(clip), clip.language)
+        prompt, samples = self._transcription(clips.wav(clip), clip.language)
         logmel = self._logmel(samples)
         if clip.text is None:
             return Utterance(logmel, tuple(prompt), 1)
@@ -91,7 +106,7 @@ class Original:
         """The logits [positions, vocabulary] of another model's replies to a clip, with these embeddings or its own."""
         import torch
 
-        recording = _recording(reading.clip)
+        recording = clips.wav(reading.clip)
         heard = torch.from_numpy(self.encode(reading) if audio is None else audio)
         scored = [reply for reply in reading.replies if reply.question is None]
         return np.concatenate(
@@ -109,7 +124,7 @@ class Original:
         for reply in (one for one in reading.replies if one.question is None):
             stop = start + len(reply.tokens)
             same = logits[start:stop].argmax(axis=1).tolist() == list(reply.tokens)
-            prompt = [] if same else self._transcription(_recording(reading.clip), reply.language)[0]
+            prompt = [] if same else self._transcription(clips.wav(reading.clip), reply.language)[0]
             texts.append(reply.text if same else self._reply(prompt, torch.from_numpy(audio)).text)
             start = stop
         return texts
@@ -128,13 +143,7 @@ class Original:
     def _tokenizer(self) -> Any:
         from transformers.tokenization_mistral_common import MistralCommonBackend
 
-        path = self._checkpoint.tokenizer
-        if path.name != "tekken.json":
-            raise CheckpointError(
-                f"'{path}' is no tekken.json, from which alone mistral-common makes the original's prompts. "
-                "Copy tekken.json from the model this one was trained from, or build with --no-verify"
-            )
-        return MistralCommonBackend(tokenizer_path=str(path))
+        return MistralCommonBackend(tokenizer_path=str(self._checkpoint.tokenizer))
 
     @cached_property
     def _extractor(self) -> Any:
@@ -215,21 +224,19 @@ class Original:
             return inputs.masked_scatter(holes.unsqueeze(-1).expand_as(inputs), audio)
 
 
-def _recording(clip: Clip) -> bytes:
-    """The clip as mistral-common takes it: a mono WAV file of float32, at its own rate."""
-    import soundfile
-
-    try:
-        samples, rate = soundfile.read(clip.file, dtype="float32", always_2d=True)
-    except (OSError, soundfile.SoundFileError) as reason:
-        raise AudioError(
-            f"'{clip.file}' cannot be read: {reason}. Recordings are to be WAV, FLAC, OGG or MP3"
-        ) from reason
-    if not len(samples):
-        raise AudioError(f"'{clip.file}' holds no samples. Take it out of the speech list")
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples.mean(axis=1), rate, format="WAV", subtype="FLOAT")
-    return buffer.getvalue()
+def _check_processors(checkpoint: Checkpoint) -> None:
+    path = checkpoint.tokenizer
+    if path.name != "tekken.json":
+        raise CheckpointError(
+            f"'{path}' is no tekken.json, from which alone mistral-common makes the original's prompts. "
+            "Copy tekken.json from the model this one was trained from, or build with --no-verify"
+        )
+    frames = 2 * checkpoint.config["audio_config"]["max_source_positions"]
+    if frames != _FRAMES:
+        raise CheckpointError(
+            f"'{checkpoint.name}' hears windows of {frames} frames, and transformers' feature extractor gives {_FRAMES}, so "
+            "that the original cannot be run. Build with --no-verify"
+        )
 
 
 def _key(checkpoint: Checkpoint, speech: Speech) -> str:

@@ -58,7 +58,8 @@ def open_all(specs: Sequence[RuntimeAdapterSpec], checkpoint: Checkpoint, target
         )
     kept = tuple(_open(spec, checkpoint) for spec in specs)
     names = [one.name for one in kept]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    folded = [name.casefold() for name in names]  # Windows and macOS hold a.gguf and A.gguf for one file
+    if twice := sorted({name for name in names if folded.count(name.casefold()) > 1}):
         raise AdapterError(f"several adapters are called {', '.join(twice)}. Name them: --runtime-adapter NAME=PATH")
     return kept
 

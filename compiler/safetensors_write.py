@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Self
 
 from numpy.typing import NDArray
 
+from ..targets.contract import BuildError
 from .safetensors import WIDTHS
 
 _ALIGNMENT = 8
@@ -63,6 +64,21 @@ class Writer:
         """Write rows of a tensor from row `start` on, in the tensor's own dtype."""
         self._stream.seek(self._offsets[name] + start * self._tensors[name].row_bytes)
         self._stream.write(values.tobytes())
+
+
+def check_place(path: Path, option: str) -> None:
+    """Refuse a file's place that cannot be written to, before there is anything to write; `option` is what named it.
+
+    Raises:
+        BuildError: it is a folder, or lies in one that refuses.
+    """
+    if path.is_dir():
+        raise BuildError(f"'{path}' is a folder. Name a file in it: {option} {path / 'NAME'}")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise BuildError(
+            f"'{path}' cannot be written: '{parent}' is not a folder that you may write to. Give another {option}"
+        )
 
 
 def _header(tensors: Mapping[str, Layout], metadata: Mapping[str, Any]) -> tuple[bytes, dict[str, int], int]:

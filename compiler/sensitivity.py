@@ -4,6 +4,7 @@ The rounding of a matrix, dW, moves what the model says by about sum(F dW^2) / 2
 (backward.py). What several matrices lose adds up: their roundings know nothing of each other.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,7 @@ def measured(
     draws = -(-SAMPLES // len(spoken.clips))
     backward = Backward(checkpoint, Silence(), progress, watcher=weighing, draws=draws)
     backward.run(utterances(checkpoint, spoken))
+    _check_numbers(weighing.losses, spoken.name)
     losses = {
         name: {
             form: rounded(loss * quantizers.left(named[name], form, linear=model.linear(name)))
@@ -101,6 +103,14 @@ def measured(
         for name in formats
     }
     return losses, Measured(checkpoint.identity, quantizer, spoken.name, spoken.sha256)
+
+
+def _check_numbers(losses: Losses, speech: str) -> None:
+    strange = [name for name, held in losses.items() if not all(map(math.isfinite, held.values()))]
+    if strange:
+        raise CheckpointError(
+            f"what '{strange[0]}' loses is no number: the model itself gives none on '{speech}'. Repair the checkpoint"
+        )
 
 
 def _rows(source: TensorSource, rows: Sequence[int]) -> Float32:

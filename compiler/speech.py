@@ -74,7 +74,7 @@ def load(path: Path) -> Speech:
         AudioError: the list cannot be read; or naming every line that is no recording and every file that is missing.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows writes a mark
     except (OSError, UnicodeDecodeError) as reason:
         raise AudioError(
             f"speech list '{path}' cannot be read: {reason}. Each of its lines is to be {_SHAPE}"
@@ -139,7 +139,7 @@ def _clip(line: str, folder: Path) -> Clip:
         name=name,
         file=folder / name,
         text=_optional_text(entry, "text"),
-        language=_optional_text(entry, "language") or None,
+        language=_language(entry),
         questions=_questions(entry.get("questions")),
     )
 
@@ -159,6 +159,13 @@ def _optional_text(entry: Mapping[str, Any], key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"its '{key}' is not text")
     return value
+
+
+def _language(entry: Mapping[str, Any]) -> str | None:
+    language = _optional_text(entry, "language") or None
+    if language and not re.fullmatch("[a-z]{2}", language):
+        raise ValueError(f"its 'language' is {language!r:.40} and not two letters, such as en")
+    return language
 
 
 def _questions(value: object) -> tuple[tuple[str, str], ...]:

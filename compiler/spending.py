@@ -13,6 +13,7 @@ from ..targets.recipes import recipe as named_recipe
 from . import bits, budget, plan, recipe_file, sensitivity
 from . import quantize_on_speech as on_speech
 from . import runtime_adapters as beside
+from . import verify as verification
 from .bits import Allocation, Limit, Measured
 from .budget import Asked
 from .checkpoint import Checkpoint, open_checkpoint
@@ -24,6 +25,7 @@ from .pipeline import BuildReport
 from .pipeline import build as build_bundle
 from .quantizers import Choice
 from .runtime_adapters import RuntimeAdapterSpec
+from .staging import check_free
 
 _LOGGER = logging.getLogger("ossicle")
 
@@ -62,6 +64,9 @@ def build(
     given: dict[str, Any] = {"adapters": adapters, "imatrix": imatrix}
     opened = open_checkpoint(checkpoint, **given)
     kept = beside.open_all(runtime_adapters, opened, targets)
+    check_free(Path(out), force=options.get("force", False))
+    if options.get("verify", True):
+        verification.check_possible(opened, options.get("speech"))
     given |= {"targets": targets, "runtime_adapters": runtime_adapters, "quantizer": quantizer, "progress": progress}
     given |= options
 
@@ -158,7 +163,9 @@ def spend_again(
     limits = budget.limits(choices, spent.asked, checkpoint.tokenizer.stat().st_size, more)
     assert found.measured is not None
     losses = {name: one.losses for name, one in found.tensors.items()}
-    return budget.spend(choices, limits, losses, found.name, found.measured)
+    again = budget.spend(choices, limits, losses, found.name, found.measured)
+    _tell(again)
+    return again
 
 
 def _rebuilt(choices: Choices, held: Allocation, path: Path | None) -> Allocation:
@@ -215,7 +222,7 @@ def _fits_float16(choices: Choices, limits: Sequence[Limit], asked: Sequence[Ask
 
 def _check_quantizer(spent: Budget, quantizer: str | None, quantized: object) -> None:
     """Integers made of inputs are made beforehand, as are the formats that they are in."""
-    if spent.asked and (quantized is not None or Choice.of(quantizer or "nearest").on_inputs):
+    if spent.asked and (quantized is not None or Choice.of("nearest" if quantizer is None else quantizer).on_inputs):
         raise RecipeError(
             f"quantizer '{quantizer or 'of --quantized'}' makes integers before a build. Find formats and integers: ossicle "
             "quantize CHECKPOINT --max-size SIZE --target TARGETS --quantizer gptq --out NAME.safetensors; then: ossicle build "

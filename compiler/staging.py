@@ -141,7 +141,9 @@ def _alone(out: Path, folder: Path) -> Iterator[None]:
         raise _failed(out, reason) from reason
     with stream:
         if not taken(stream):
-            raise BuildError(f"'{out}' is being built by another process. Wait until it is there, or give another --out")
+            raise BuildError(
+                f"'{out}' is being built by another process. Wait until it is there, or give another --out"
+            )
         try:
             yield
         finally:

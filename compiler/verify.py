@@ -79,12 +79,12 @@ def verify(
     manifest = manifests.read(bundle)
     check_source(manifest, checkpoint)
     spoken = recordings.load(speech or recordings.shipped())
-    recipe = stored.recipe_of(manifest.recipe)
+    recipe, asked = stored.recipe_of(manifest.recipe), _runners(manifest, engine)
     with _folder(cache) as folder:
         kept = list(reference.keep(checkpoint, spoken, Path(folder), progress))
         rounded = stored.keep(checkpoint, recipe, kept, progress) if stored.rounds(recipe) else [None] * len(kept)
         entries = [Kept(clip, path, one) for (clip, path), one in zip(kept, rounded, strict=True)]
-        runners = {name: one for name, one in _runners(manifest, engine).items() if target in (None, name)}
+        runners = {name: one for name, one in asked.items() if target in (None, name)}
         targets = tuple(
             _judged(bundle, name, runner, entries, recipe.thresholds, progress) for name, runner in runners.items()
         )
@@ -100,10 +100,11 @@ def check_possible(checkpoint: Checkpoint, speech: Path | None = None) -> None:
 
     Raises:
         VerificationError: the original does not fit in memory.
+        CheckpointError: the original has no processors that fit it.
         AudioError: the speech list, or a recording of it, cannot be used.
     """
     check_memory(checkpoint)
-    recordings.load(speech or recordings.shipped())
+    reference.check(checkpoint, recordings.load(speech or recordings.shipped()))
 
 
 def compare(reading: Reading, answers: Sequence[Answer], rounded: StoredReading | None = None) -> Comparison:
@@ -158,7 +159,7 @@ def ask(bundle: Path, questions: Sequence[Request], *, engine: str = "auto") -> 
             check=False,
         )
         if done.returncode:
-            reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
+            reason = done.stderr.strip().rpartition("\n")[2].rstrip(".") or f"exit status {done.returncode}"
             raise EngineError(
                 f"bundle '{bundle}' could not be run: {reason}. See what this machine has: ossicle doctor"
             )

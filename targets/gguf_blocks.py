@@ -91,6 +91,8 @@ def pack_floats(values: Float32, kind: BlockType) -> UInt8:
         ValueError: a number is too large for float16 or bfloat16, or none.
     """
     if kind is F32:
+        if not np.isfinite(values).all():
+            raise ValueError("a weight is infinite or not a number")
         return _as_bytes(np.ascontiguousarray(values, np.float32))
     if kind is BF16:
         return _as_bytes(brain_floats(values))

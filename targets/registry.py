@@ -1,6 +1,6 @@
 """The targets there are, by the word the user types."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import distributions
 from typing import Any
@@ -45,6 +45,16 @@ def tools(targets: Iterable[str]) -> dict[str, str]:
     packages = sorted({package for name in targets for package in _TOOLS.get(name, ())})
     found = ((package, next(iter(distributions(name=package)), None)) for package in packages)
     return {package: one.version for package, one in found if one is not None}
+
+
+def check_named(targets: Sequence[str]) -> None:
+    """Refuse to build for nothing.
+
+    Raises:
+        RecipeError: with the targets there are.
+    """
+    if not targets:
+        raise RecipeError(f"no target is named (there are: {', '.join(_TARGETS)}). Give one, such as --target onnx")
 
 
 def target(name: str, **options: Any) -> Target:

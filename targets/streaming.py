@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .contract import Progress, TensorSource
+from .contract import CheckpointError, Progress, TensorSource
 from .hub_folder import CHUNK_BYTES
 
 BLOCK = 1 << 22  # elements of a row block
@@ -128,16 +128,34 @@ def fill(layout: Layout, paths: list[Path], progress: Progress, step: str) -> No
 
 
 def write_floats(files: DataFiles, slot: Slot, source: TensorSource) -> None:
-    """Fill a slot with a tensor's own numbers, rounded to what the slot holds."""
+    """Fill a slot with a tensor's own numbers, rounded to what the slot holds.
+
+    Raises:
+        CheckpointError: a number is infinite, too large for the slot, or none.
+    """
     for start, stop in row_blocks(source.shape):
-        values = source.rows(start, stop).astype(slot.dtype, copy=False)
-        files.write(slot, start * (slot.size // source.shape[0]), values)
+        files.write(slot, start * (slot.size // source.shape[0]), _rounded(source, start, stop, slot.dtype))
 
 
 def write_turned(files: DataFiles, slot: Slot, source: TensorSource) -> None:
-    """Fill a slot [K, N] with a matrix [N, K], rounded to what the slot holds."""
+    """Fill a slot [K, N] with a matrix [N, K], rounded to what the slot holds.
+
+    Raises:
+        CheckpointError: a number is infinite, too large for the slot, or none.
+    """
     for start, stop in row_blocks(source.shape):
-        files.write_columns(slot, start, turned(source.rows(start, stop).astype(slot.dtype, copy=False)))
+        files.write_columns(slot, start, turned(_rounded(source, start, stop, slot.dtype)))
+
+
+def _rounded(source: TensorSource, start: int, stop: int, kind: np.dtype[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        values = source.rows(start, stop).astype(kind, copy=False)
+    if np.isfinite(values).all():
+        return values
+    raise CheckpointError(
+        f"tensor '{source.name}' cannot be stored as {kind.name}: rows {start} to {stop}: a weight is infinite, not a number "
+        "or too large for it. Repair the checkpoint, or, where it is too large, build with --quant fp32"
+    )
 
 
 def turned(values: NDArray[Any]) -> NDArray[Any]:

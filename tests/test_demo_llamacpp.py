@@ -15,8 +15,9 @@ from mistral_common.protocol.instruct.messages import UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from ossicle.cli.demo import shipped
 from ossicle.compiler.checkpoint import open_checkpoint
+from ossicle.compiler.clips import wav
 from ossicle.compiler.readings import Reading
-from ossicle.compiler.reference import Original, _recording
+from ossicle.compiler.reference import Original
 from ossicle.compiler.speech import Clip
 from ossicle.runtimes.generate import decoding
 from ossicle.runtimes.opening import load
@@ -127,7 +128,7 @@ def test_two_recordings_in_one_prompt(pair: Pair) -> None:
 
 def asked(original: Original, clips: list[Clip]) -> tuple[list[int], Any]:
     """The prompt that mistral-common makes of recordings and a question, and the audio embeddings that torch makes."""
-    chunks = [AudioChunk(input_audio=_recording(clip)) for clip in clips]
+    chunks = [AudioChunk(input_audio=wav(clip)) for clip in clips]
     request = ChatCompletionRequest(messages=[UserMessage(content=[*chunks, TextChunk(text=QUESTION)])])
     encoded = original._tokenizer.tokenizer.encode_chat_completion(request)
     logmel = [original._logmel(audio.audio_array) for audio in encoded.audios]

@@ -24,7 +24,7 @@ from ossicle.compiler.speech import load
 from ossicle.runtimes.options import Options
 from ossicle.runtimes.registry import runtime
 from ossicle.targets import manifest as manifests
-from ossicle.targets.contract import AudioError, OssicleError, RecipeError, WeightFormat
+from ossicle.targets.contract import AudioError, BuildError, CheckpointError, OssicleError, RecipeError, WeightFormat
 from ossicle.targets.devices import device
 from ossicle.targets.gguf_mixes import Q2_K, Q3_K, Q4_K
 from ossicle.targets.recipes import FLOAT16, INT3, INT4, INT8, RECIPES
@@ -506,6 +506,39 @@ def test_a_format_that_a_target_cannot_hold_is_refused_by_its_matrix(
     with pytest.raises(RecipeError, match=rf"target 'onnx' cannot hold Q4_K for '{DOWN}'"):
         within(folder, tmp_path / "out", spending.Budget(recipe=path))
     assert [one.name for one in tmp_path.iterdir()] == ["edited"]
+
+
+@pytest.mark.parametrize("loss", [-1.0, float("nan"), float("inf"), "little"])
+def test_a_loss_that_is_none_is_refused(
+    checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked], tmp_path: Path, loss: object
+) -> None:
+    document = json.loads((bundle[0] / recipe_file.NAME).read_text())
+    document["tensors"][HEAD]["losses"]["float16"] = loss
+    (tmp_path / "edited").write_text(json.dumps(document))
+    assert str(loss) in refused(checkpoint, spending.Budget(recipe=tmp_path / "edited"))
+
+
+def test_what_a_build_would_refuse_is_refused_before_losses_are_measured(
+    folder: Path, bundle: tuple[Path, budget.Asked], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "measure", lambda *_: pytest.fail("it measured"))
+    with pytest.raises(BuildError, match=r"exists\. Give another --out"):
+        within(folder, bundle[0], spending.Budget((bundle[1],)))
+    with pytest.raises(AudioError, match=r"'.*gone\.jsonl' cannot be read"):
+        spending.build(folder, tmp_path / "out", spent=spending.Budget((bundle[1],)), speech=tmp_path / "gone.jsonl")
+    with pytest.raises(RecipeError, match="no target is named"):
+        spending.build(folder, tmp_path / "out", spent=spending.Budget((bundle[1],)), targets=(), verify=False)
+
+
+def test_a_model_that_gives_no_numbers_has_no_losses(
+    spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "SAMPLES", 1)
+    made = checkpoints.model(checkpoints.tiny_config(audio=AUDIO, text=TEXT))
+    made.model.language_model.norm.weight.data[0] = float("nan")
+    broken = open_checkpoint(checkpoints.save_hub(tmp_path / "broken", made))
+    with pytest.raises(CheckpointError, match=r"loses is no number: the model itself gives none on .*Repair"):
+        sensitivity.measure(broken, dict.fromkeys(Choices.of(broken, ("onnx",)).formats, (INT8,)), "nearest", spoken)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"kind": "recipe", "version": 9}', '{"kind": "recipe", "version": 1}'])

@@ -16,7 +16,7 @@ from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.families import family
 from ossicle.compiler.positions import DRAWS, Positions
 from ossicle.compiler.readings import Utterance
-from ossicle.targets.contract import AudioError, BuildError
+from ossicle.targets.contract import AudioError, BuildError, CheckpointError
 from ossicle.tests import checkpoints
 from typer.testing import CliRunner
 
@@ -230,6 +230,35 @@ def test_a_speech_list_that_cannot_be_used_is_refused(
     (tmp_path / "speech.jsonl").write_text(lines)
     with pytest.raises(AudioError, match=said):
         calibrate(checkpoint, tmp_path / "speech.jsonl")
+
+
+def test_what_a_broken_model_gives_is_no_calibration(spoken: Path, tmp_path: Path) -> None:
+    made = checkpoints.model(checkpoints.tiny_config(audio=AUDIO))
+    made.model.language_model.layers[0].input_layernorm.weight.data[0] = float("nan")
+    broken = open_checkpoint(checkpoints.save_hub(tmp_path / "broken", made))
+    with pytest.raises(CheckpointError, match=r"layers.0.*is multiplied with on '.*' is not finite. Repair"):
+        calibrate(broken, spoken)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--out", "FOLDER"), "is a folder. Name a file in it: --out"),
+        (("--out", "FOLDER/file/a"), "file' is not a folder that you may write to"),
+        (("--out", "FOLDER/a", "--imatrix", "FOLDER"), "is a folder. Name a file in it: --imatrix"),
+        (("--out", "FOLDER/a", "--imatrix", "FOLDER/b/../a"), "cannot hold both forms"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "file").touch()
+    asked = [word.replace("FOLDER", str(tmp_path)) for word in options]
+    done = CliRunner().invoke(app, ["calibrate", str(tmp_path / "no checkpoint"), *asked])
+    assert done.exit_code == 1
+    assert said in done.output
+    if asked[-2] == "--out":
+        assert said in CliRunner().invoke(app, ["quantize", str(tmp_path / "no checkpoint"), *asked]).output
 
 
 def test_the_command_writes_both_files(checkpoint: Checkpoint, spoken: Path, tmp_path: Path) -> None:

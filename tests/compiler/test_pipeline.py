@@ -204,6 +204,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(
     [
         ({"recipe": "int5"}, RecipeError, "precision 'int5' is unknown .there are: fp32, fp16"),
         ({"targets": ("onx",)}, RecipeError, "target 'onx' is unknown"),
+        ({"targets": ()}, RecipeError, "no target is named .there are: onnx, openvino, gguf"),
+        ({"recipe": ""}, RecipeError, "precision '' is unknown"),
+        ({"quantizer": ""}, RecipeError, "quantizer '' is unknown"),
     ],
 )
 def test_unknown_words_are_refused(
@@ -221,6 +224,26 @@ def test_a_weight_that_is_no_number_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.language_model.layers.1.mlp.up_proj.weight.*infinite"):
         pipeline.build(folder, tmp_path / "out", recipe="int4", verify=False)
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_number_that_no_float_holds_is_named(tmp_path: Path) -> None:
+    """Not stored as an infinity: norms and convolutions are floats in every recipe."""
+    made = checkpoints.model(dtype="bfloat16")
+    made.model.language_model.norm.weight.data[3] = 1e6
+    folder = checkpoints.save_hub(tmp_path / "checkpoint", made)
+    with pytest.raises(CheckpointError, match=r"language_model.norm.weight' cannot be stored as float16: .*too large"):
+        pipeline.build(folder, tmp_path / "out", recipe="fp16", verify=False)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_cannot_be_verified_is_refused_before_it_is_built(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window of 0.8 s: the original's own processors make 30 s."""
+    monkeypatch.setattr(pipeline, "trace", lambda *_: pytest.fail("it traced"))
+    with pytest.raises(CheckpointError, match=r"windows of 80 frames, .* gives 3000.*--no-verify"):
+        pipeline.build(checkpoint, tmp_path / "out", recipe="int4")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_merged_adapter_is_pefts_own_merge(tmp_path: Path) -> None:

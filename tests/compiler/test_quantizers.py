@@ -285,6 +285,14 @@ def test_what_has_no_meaning_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_command_that_helps_names_a_file_where_the_recipe_is_in_one() -> None:
+    listed, own = RECIPES["int4"], replace(RECIPES["int4"], name="max-2.20GB")
+    with pytest.raises(RecipeError, match=r"--quantizer gptq --quant int4 --out FILE"):
+        quantizers.chosen(listed, "gptq", None)
+    with pytest.raises(RecipeError, match=r"--quantizer gptq --recipe FILE .of recipe 'max-2\.20GB'. --out FILE"):
+        quantizers.chosen(own, "gptq", None)
+
+
 def test_a_file_of_another_checkpoint_or_none_is_refused(folder: Path, files: dict[str, Path], tmp_path: Path) -> None:
     other = checkpoints.save_hub(tmp_path / "other", checkpoints.model(checkpoints.tiny_config(audio=AUDIO), seed=1))
     with pytest.raises(BuildError, match="made from another checkpoint"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ossicle.compiler import reference, speech, torch_model
+from ossicle.compiler import clips, reference, speech, torch_model
 from ossicle.compiler.checkpoint import open_checkpoint
 from ossicle.compiler.readings import reading_at
 from ossicle.targets import memory
@@ -42,6 +42,35 @@ def processor(folder):
 
     tokenizer = MistralCommonBackend(tokenizer_path=str(folder / "tekken.json"))
     return VoxtralProcessor(WhisperFeatureExtractor(feature_size=128), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "language", "said"),
+    [
+        ("text.wav", None, r"text.wav' cannot be read: .*Recordings are to be WAV, FLAC, OGG or MP3"),
+        ("none.wav", None, "none.wav' holds no samples"),
+        ("a.wav", "zz", r"'zz' is no language \(it can be a code of ISO 639-1, such as en\)"),
+        ("a.wav", "en", None),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(folder, tmp_path, name, language, said):
+    record(tmp_path / "a.wav", 0.1)
+    record(tmp_path / "none.wav", 0)
+    (tmp_path / "text.wav").write_text("no recording")
+    listed = speech.Speech("list", (speech.Clip(name, tmp_path / name, language=language),), "")
+    if said is None:
+        reference.check(open_checkpoint(folder), listed)
+    else:
+        with pytest.raises(AudioError, match=said):
+            reference.check(open_checkpoint(folder), listed)
+
+
+def test_samples_that_are_no_numbers_are_refused(tmp_path):
+    import soundfile
+
+    soundfile.write(tmp_path / "a.wav", np.full(100, np.nan, np.float32), 16000, subtype="FLOAT")
+    with pytest.raises(AudioError, match="holds samples that are not numbers"):
+        clips.wav(speech.Clip("a.wav", tmp_path / "a.wav"))
 
 
 @pytest.mark.parametrize(("seconds", "language"), [(1.5, "en"), (30.0, None), (31.0, "en")])

@@ -32,6 +32,12 @@ def test_the_hash_follows_texts_and_recordings(tmp_path):
     assert digest("on", b"x") == digest("on", b"x")
 
 
+def test_the_mark_that_windows_puts_before_a_text_is_no_part_of_it(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    (tmp_path / "data.jsonl").write_text('{"file": "a.wav"}', encoding="utf-8-sig")
+    assert [clip.name for clip in speech.load(tmp_path / "data.jsonl").clips] == ["a.wav"]
+
+
 def test_every_fault_of_a_list_is_named(tmp_path):
     lines = [
         "not json",
@@ -40,13 +46,14 @@ def test_every_fault_of_a_list_is_named(tmp_path):
         '{"file": 3}',
         '{"file": "a.wav", "text": 3}',
         '{"file": "a.wav", "questions": ["q"]}',
+        '{"file": "a.wav", "language": "english"}',
         '{"file": "gone.wav"}',
     ]
     (tmp_path / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(AudioError) as caught:
         speech.load(tmp_path / "data.jsonl")
     message = str(caught.value)
-    assert all(f"line {number}: " in message for number in range(1, 7))
+    assert all(f"line {number}: " in message for number in range(1, 8))
     assert "'gone.wav' is missing" in message
 
 
@@ -70,7 +77,7 @@ def test_any_text_parses_into_clips_and_faults(text):
         st.fixed_dictionaries(
             {"file": st.text(st.characters(exclude_characters="\0"), min_size=1), "text": st.text()},
             optional={
-                "language": st.text(),
+                "language": st.sampled_from(["", "en", "es"]),
                 "questions": st.dictionaries(st.text(), st.text()),
                 "voice": st.integers(),
             },

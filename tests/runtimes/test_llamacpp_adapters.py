@@ -245,5 +245,7 @@ def test_names_and_targets_refused(adapted_bundle: AdaptedBundle) -> None:
     assert "'a/b' is no name for it" in refusal(adapted_bundle.checkpoint, RuntimeAdapterSpec(plain, "a/b"))
     twice = refusal(adapted_bundle.checkpoint, RuntimeAdapterSpec(plain), RuntimeAdapterSpec(plain, "plain"))
     assert "several adapters are called plain. Name them: --runtime-adapter NAME=PATH" in twice
+    folded = refusal(adapted_bundle.checkpoint, RuntimeAdapterSpec(plain), RuntimeAdapterSpec(plain, "Plain"))
+    assert "several adapters are called Plain, plain. Name them" in folded  # one file on Windows and macOS
     message = refusal(adapted_bundle.checkpoint, RuntimeAdapterSpec(plain), targets=("coreml", "openvino"))
     assert "no target of coreml, openvino keeps adapters for run time (possible: onnx, gguf)" in message
