@@ -99,10 +99,10 @@ def silenced(page: str) -> str:
 
 
 def _card(clip: Clip | None, name: str, heard: Sequence[Heard]) -> str:
-    told = "".join(row for one in heard for row in _rows(one))
+    told, count = "".join(row for one in heard for row in _rows(one)), sum(one.count for one in heard)
     player = audio(clip) if clip else ""
     return (
-        f'<details class="clip"><summary>{escape(name)} <small>{sum(one.count for one in heard)} texts differ</small>'
+        f'<details class="clip"><summary>{escape(name)} <small>{count} text{" differs" if count == 1 else "s differ"}</small>'
         f'</summary>{player}<div class="scroll"><table class="texts"><tbody>{told}</tbody></table></div></details>'
     )
 

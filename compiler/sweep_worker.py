@@ -118,10 +118,12 @@ def _bundle(made: Made, folder: Path, targets: Sequence[str]) -> Path:
 
 
 def _stands(made: Made, folder: Path, targets: Sequence[str]) -> bool:
-    """Whether a bundle of exactly this stands there."""
-    if not (folder / manifests.NAME).is_file():
+    """Whether a whole bundle of exactly this stands there."""
+    try:
+        held, checkpoint = manifests.read(folder), made.checkpoint
+        manifests.check_files(folder, held, hashes=False)
+    except OssicleError:
         return False
-    held, checkpoint = manifests.read(folder), made.checkpoint
     files = [one.file if one else None for one in (checkpoint.imatrix, checkpoint.quantized)]
     same = (held.source, held.adapters, held.imatrix, held.quantized) == (
         checkpoint.source,
@@ -183,6 +185,9 @@ def main() -> int:
             prove(plan, out, job)
     except OssicleError as reason:
         print(_said(reason), file=sys.stderr)
+        return 1
+    except OSError as reason:
+        print(f"'{reason.filename or out}' cannot be used: {reason.strerror or reason}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,5 +1,6 @@
 """Sweeps: what a grid is, that a killed one goes on without doing anything twice, and what is refused."""
 
+import errno
 import json
 import os
 import signal
@@ -75,6 +76,17 @@ def test_what_is_kept_of_a_cell_comes_back_the_same(tmp_path: Path) -> None:
     assert cells.read_speed(tmp_path, cell, "key") == Speed(load=2.0)
     (tmp_path / "speeds" / f"{cell.name}.json").write_text('{"key": "key", "fou')
     assert cells.read_speed(tmp_path, cell, "key") is None
+
+
+def test_what_cannot_be_written_whole_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object, **__: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        cells.write_whole(tmp_path / "a.json", "all")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_least_of_repeats_counts_and_the_first_answer_does_not() -> None:
@@ -269,6 +281,10 @@ def test_integers_are_made_once_and_their_bundle_is_proved(
     before = [file.stat().st_ino for file in files]
     sweep_worker.prove(made, tmp_path, cell.build)
     assert before == [file.stat().st_ino for file in files]
+    held = sweep_worker.Made.of(made, tmp_path, cell)
+    assert sweep_worker._stands(held, tmp_path / proof.bundle, ["onnx"])
+    (tmp_path / proof.bundle / "tokenizer.json").unlink()
+    assert not sweep_worker._stands(held, tmp_path / proof.bundle, ["onnx"])
     assert {path.name for path in (tmp_path / proof.bundle).iterdir()} >= {"verification.html", "verification.md"}
 
 
