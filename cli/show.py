@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..compiler.report import ADAPTER_HEAD, adapter_rows, figure, finite, label
 from ..targets import registry
-from ..targets.contract import Artifact, BuildError, Recipe, RecipeError, Target
+from ..targets.contract import Artifact, Recipe, RecipeError, Target
 from ..targets.manifest import Manifest, bundle_files
 from ..targets.recipes import RECIPES
 from .engines import documents as engine_documents
@@ -164,8 +164,6 @@ def _holds(target: Target, recipe: Recipe) -> bool:
         target.check(recipe)
     except RecipeError:
         return False
-    except BuildError:
-        return True  # what is missing is the package that writes it
     return True
 
 

@@ -94,13 +94,13 @@ def build(
     chosen = quantizers.chosen(chosen, quantizer, quantized)
     assigned = assign(targets, chosen)
     check_imatrix(chosen, imatrix)
-    options = _options(targets, chosen, split_bytes, engines, coreml_context)
+    options = target_options(targets, chosen, split_bytes, engines, coreml_context)
     opened = open_checkpoint(checkpoint, adapters=adapters, imatrix=imatrix, quantized=quantized)
     check_vocabulary(opened.folder, family(opened.family).text_format(opened.config, {}).vocabulary)
     if opened.quantized:
         opened.quantized.check(weights_of(opened, chosen), runtime_adapters)
     kept = beside.open_all(runtime_adapters, opened, targets)
-    making = Making(opened, chosen, targets, assigned, _adapted(options, kept, targets, chosen), kept, allocation)
+    making = Making(opened, chosen, targets, assigned, _adapted(options, kept, targets), kept, allocation)
     if "tensorrt" in assigned:
         engine_room.check(opened, chosen, assigned["tensorrt"], engines)
     if verify:
@@ -161,14 +161,19 @@ def check(
     return verified
 
 
-def _options(
+def target_options(
     targets: Sequence[str],
     recipe: Recipe,
-    split_bytes: int | None,
-    engines: Engines | None,
-    coreml_context: int | None,
+    split_bytes: int | None = None,
+    engines: Engines | None = None,
+    coreml_context: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """What each target is told beside the recipe; refused where it would have no effect, or where the target refuses it."""
+    """What each target is told beside the recipe; refused where it would have no effect, or where the target refuses it.
+
+    Raises:
+        RecipeError: an option is of no target, or cannot be.
+        BuildError: this machine lacks what writes a target.
+    """
     given: dict[tuple[str, str], dict[str, Any]] = {
         ("gguf", "--split-size"): {"split_bytes": split_bytes},
         ("tensorrt", "--engine and what goes with it"): {"engines": engines},
@@ -182,17 +187,19 @@ def _options(
         if chosen:
             registry.target(target, **chosen).check(recipe)
             options[target] = chosen
+    for name in targets:
+        registry.target(name, **options.get(name, {})).check_here()
     return options
 
 
 def _adapted(
-    options: Mapping[str, Mapping[str, Any]], kept: Sequence[beside.Kept], targets: Sequence[str], recipe: Recipe
+    options: Mapping[str, Mapping[str, Any]], kept: Sequence[beside.Kept], targets: Sequence[str]
 ) -> Mapping[str, Mapping[str, Any]]:
     """The options with what adapters add to them: ONNX's graph has inputs for what is added as it runs."""
     if not kept or "onnx" not in targets:
         return options
     added = {"adapted": beside.changed(kept)}
-    registry.target("onnx", **added).check(recipe)
+    registry.target("onnx", **added).check_here()
     return {**options, "onnx": added}
 
 

@@ -21,7 +21,7 @@ from .choices import Choices, uniform
 from .families import family
 from .limits import OverBudgetError
 from .lora import AdapterSpec
-from .pipeline import BuildReport
+from .pipeline import BuildReport, target_options
 from .pipeline import build as build_bundle
 from .quantizers import Choice
 from .runtime_adapters import RuntimeAdapterSpec
@@ -61,6 +61,8 @@ def build(
         OssicleError: the budget is too small, the recipe's file is not right, or what `pipeline.build` refuses.
     """
     _check_quantizer(spent, quantizer, options.get("quantized"))
+    told = {name: options.get(name) for name in ("split_bytes", "engines", "coreml_context")}
+    target_options(targets, uniform(INT8), **told)
     given: dict[str, Any] = {"adapters": adapters, "imatrix": imatrix}
     opened = open_checkpoint(checkpoint, **given)
     kept = beside.open_all(runtime_adapters, opened, targets)

@@ -153,13 +153,14 @@ def check_words(plan: Plan) -> None:
         RecipeError: a recipe, target or quantizer is unknown, or a quantizer or the imatrix has no meaning for any recipe.
         SweepError: no recipe or target is named, an engine runs none of the targets, or recordings to calibrate on would
             not be heard.
+        BuildError: this machine lacks what writes a target.
     """
     for option, words in (("--quant", plan.recipes), ("--target", plan.targets)):
         if not words:
             raise SweepError(f"{option} names nothing. See what it can be: ossicle targets")
     recipes = [named_recipe(name) for name in plan.recipes]
     for target in plan.targets:
-        registry.target(target)
+        registry.target(target).check_here()
     for name in plan.quantizers:
         Choice.of(name)
         if not any(_has_meaning(recipe, name) for recipe in recipes):

@@ -69,7 +69,14 @@ class Coreml:
                 f"target 'coreml' cannot hold {', '.join(faults)} (it can: float32, float16, int8 and int4 in groups of an "
                 f"even size, symmetric int3 in groups of a multiple of 8, {tables}). See: ossicle targets"
             )
-        _check_installed()
+
+    def check_here(self) -> None:
+        """Raise `BuildError` where coremltools is not installed. It is not imported: it brings torch with it."""
+        if find_spec("coremltools") is None:
+            raise BuildError(
+                "target 'coreml' needs package coremltools, which is not installed. "
+                'Install it with: pip install "ossicle[coreml]"'
+            )
 
     def lower(
         self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Path, progress: Progress
@@ -141,15 +148,6 @@ def _holds(form: WeightFormat) -> bool:
     if form.bits == 3:
         return form.symmetric and form.group % 8 == 0
     return form.is_float or form.group % 2 == 0
-
-
-def _check_installed() -> None:
-    """Looked up and not imported: coremltools brings torch with it."""
-    if find_spec("coremltools") is None:
-        raise BuildError(
-            "target 'coreml' needs package coremltools, which is not installed. "
-            'Install it with: pip install "ossicle[coreml]"'
-        )
 
 
 def _input(port: Port, compute: str) -> Value:

@@ -60,6 +60,9 @@ class Onnx:
                 f"target 'onnx' cannot hold {', '.join(faults)} (it can: float32, float16, int8 and int4 in groups of "
                 f"{', '.join(map(str, _GROUPS))}). See: ossicle targets"
             )
+
+    def check_here(self) -> None:
+        """Raise `BuildError` where there are adapters and ONNX Runtime, which writes them, cannot be imported."""
         if self._adapted:
             onnx_adapters.check_installed()
 

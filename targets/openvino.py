@@ -63,7 +63,16 @@ class Openvino:
                 "an even size, and what is multiplied with in symmetric int3 in groups of a multiple of 8). "
                 "See: ossicle targets"
             )
-        _check_installed()
+
+    def check_here(self) -> None:
+        """Raise `BuildError` where OpenVINO cannot be imported."""
+        try:
+            import openvino  # noqa: F401
+        except ImportError as reason:
+            raise BuildError(
+                f"target 'openvino' needs the package that writes it, which cannot be imported: {reason}. "
+                'Install it with: pip install "ossicle[openvino]"'
+            ) from reason
 
     def lower(
         self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Path, progress: Progress
@@ -118,16 +127,6 @@ def _tokenizers(folder: Path) -> tuple[Path, ...]:
     """The bundle's tokenizer beside what takes its ids, where the folder has one."""
     tokenizer = folder / "tokenizer.json"
     return openvino_tokenizer.write(tokenizer, folder / FOLDER) if tokenizer.is_file() else ()
-
-
-def _check_installed() -> None:
-    try:
-        import openvino  # noqa: F401
-    except ImportError as reason:
-        raise BuildError(
-            f"target 'openvino' needs the package that writes it, which cannot be imported: {reason}. "
-            'Install it with: pip install "ossicle[openvino]"'
-        ) from reason
 
 
 def _ports(held: Any, declared: tuple[Port, ...]) -> tuple[Port, ...]:

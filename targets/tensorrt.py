@@ -30,11 +30,7 @@ class Tensorrt:
         self.engines = engines or Engines()
 
     def check(self, recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
-        """Raise `RecipeError` listing everything that these stages store under the recipe and TensorRT cannot hold.
-
-        Raises:
-            BuildError: the engines asked for cannot be built here, with everything that speaks against it.
-        """
+        """Raise `RecipeError` listing everything that these stages store under the recipe and TensorRT cannot hold."""
         faults = [f"{form.name} for {what}" for what, form in recipe.formats(stages) if not _holds(form)]
         if "embed_tokens" in stages and _holds(recipe.embedding) and not _looks_up(recipe.embedding):
             faults.append(f"{recipe.embedding.name} for embedding")
@@ -43,6 +39,9 @@ class Tensorrt:
                 f"target 'tensorrt' cannot hold {', '.join(faults)} (it can: float32, float16, symmetric int8 in groups, and "
                 "but for the embedding symmetric int4 in groups and float8_e4m3fn). See: ossicle targets"
             )
+
+    def check_here(self) -> None:
+        """Raise `BuildError` where the engines asked for cannot be built here, with everything that speaks against it."""
         tensorrt_engine.check(self.engines)
 
     def lower(

@@ -24,6 +24,9 @@ class Target(Protocol):
     def check(self, recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
         """Raise `RecipeError` listing everything that these stages store under the recipe and this format cannot hold."""
 
+    def check_here(self) -> None:
+        """Raise `BuildError` where this machine lacks what writes the format. To plan it takes nothing."""
+
     def lower(
         self, stage: TracedStage, recipe: Recipe, weights: WeightStore, folder: Any, progress: Progress
     ) -> Artifact:

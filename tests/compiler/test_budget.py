@@ -1,6 +1,7 @@
 """Bits to a budget on a tiny model: losses that are true, sizes that add up, bundles within limits, recipes that come again."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -680,3 +681,12 @@ def test_a_budget_has_to_be_spent_before_integers_are_made_of_inputs(
         RecipeError, match=r"makes integers before a build.*ossicle quantize CHECKPOINT --max-size SIZE"
     ):
         within(folder, tmp_path / "out", spending.Budget((budget.of_size(10**6),)), **options)
+
+
+def test_a_budget_for_what_cannot_be_written_here_is_refused_before_it_is_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "measure", lambda *_: pytest.fail("measured in vain"))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BuildError, match=r'target .openvino. needs.*pip install "ossicle\[openvino\]"'):
+        within(folder, tmp_path / "out", spending.Budget((budget.of_size(10**6),)), targets=("openvino",))

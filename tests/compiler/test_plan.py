@@ -1,6 +1,7 @@
 """Plans: sizes against published files and real bundles, what fits where, and what is refused."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,6 +207,15 @@ def test_the_command_line_prints_sizes_and_forecasts(tmp_path: Path) -> None:
     assert "at 4096" in one.output
     wrong = run.invoke(app, ["plan", str(tmp_path), "--device", "rtx-4600"])
     assert wrong.exit_code == 1
+
+
+def test_nothing_has_to_be_installed_for_what_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("openvino", "coremltools", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "config.json").write_text(json.dumps(MINI_3B))
+    told = CliRunner().invoke(app, ["plan", str(tmp_path), "--device", "m2-16", "--json"])
+    assert told.exit_code == 0, told.output
+    assert {one["size"]["target"] for one in json.loads(told.output)["m2-16"]} == set(registry.names())
 
 
 HERE = Device("here", "a test's", "here", 64e9, 40e9, 2e11, ("onnx", "openvino", "gguf"))

@@ -346,7 +346,7 @@ def test_every_operator_without_a_form_is_named(model: Model, monkeypatch: pytes
 def test_a_missing_package_is_said_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "coremltools", None)
     with pytest.raises(BuildError, match=r'pip install "ossicle\[coreml\]"'):
-        Coreml().check(RECIPES["int4"])
+        Coreml().check_here()
 
 
 def test_a_weight_that_no_palette_holds_is_named(model: Model, tmp_path: Path) -> None:
@@ -371,8 +371,8 @@ def test_nothing_is_printed_where_there_is_no_core_ml(tmp_path: Path) -> None:
 
     code = (
         "import sys, warnings; warnings.simplefilter('error')\n"
-        "from ossicle.targets.coreml import Coreml\nfrom ossicle.targets.recipes import RECIPES\n"
-        "Coreml().check(RECIPES['int4'])\nfrom ossicle.targets.coreml_mil import schema\nschema('MIL')\n"
+        "from ossicle.targets.coreml import Coreml\n"
+        "Coreml().check_here()\nfrom ossicle.targets.coreml_mil import schema\nschema('MIL')\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")

@@ -352,4 +352,4 @@ def test_what_it_cannot_hold_is_refused_part_by_part() -> None:
 def test_a_missing_package_is_said_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BuildError, match=r'pip install "ossicle\[openvino\]"'):
-        Openvino().check(RECIPES["int4"])
+        Openvino().check_here()

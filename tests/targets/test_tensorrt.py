@@ -177,14 +177,14 @@ def test_float8_is_for_tensorrt_alone(target: str) -> None:
 
 def test_everything_that_speaks_against_engines_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BuildError, match=r"context 0 .*; batch -1 .*; package tensorrt is not installed.*pip install"):
-        Tensorrt(Engines("trt", context=0, batch=-1)).check(RECIPES["int4"])
+        Tensorrt(Engines("trt", context=0, batch=-1)).check_here()
     with pytest.raises(BuildError, match=r"engine 'cuda' is unknown \(it can be: auto, rtx, trt, none\)"):
-        Tensorrt(Engines("cuda")).check(RECIPES["int4"])
+        Tensorrt(Engines("cuda")).check_here()
     with pytest.raises(BuildError, match="not for --engine trt"):
-        Tensorrt(Engines("trt", (89,))).check(RECIPES["int4"])
+        Tensorrt(Engines("trt", (89,))).check_here()
     monkeypatch.setattr(tensorrt_engine, "find_spec", lambda _: None)
     with pytest.raises(BuildError, match=r'package tensorrt-rtx is not installed.*pip install "ossicle\[tensorrt\]"'):
-        Tensorrt(Engines("rtx", (89,))).check(RECIPES["int4"])
+        Tensorrt(Engines("rtx", (89,))).check_here()
 
 
 def test_engines_are_for_tensorrt_alone(checkpoint: Path, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ class TestEngines:
     def test_a_compute_capability_that_it_does_not_build_for_is_refused(self) -> None:
         pytest.importorskip("tensorrt_rtx")
         with pytest.raises(BuildError, match=r"compute capability 70, 90 cannot be built for \(it can be: 75, .*120"):
-            Tensorrt(Engines("rtx", (70, 89, 90))).check(RECIPES["int4"])
+            Tensorrt(Engines("rtx", (70, 89, 90))).check_here()
 
 
 def test_a_bundle_without_graphs_for_it_gets_no_engines() -> None:
