@@ -86,7 +86,16 @@ class Transcribing:
             return self.session.transcribe(file, language=self.language)
         from ..runtimes.segments import joined
 
-        return joined(list(self._segments(file)), self.session.engine, self.language)
+        drawn, seconds = self._drawn(file), 0.0
+
+        def reached(done: float, total: float | None) -> None:
+            nonlocal seconds
+            seconds = done
+            if drawn is not None:
+                drawn(done, total)
+
+        found = list(self.session.segments(file, language=self.language, progress=reached))
+        return joined(found, self.session.engine, self.language, seconds)
 
     def _segments(self, file: Path) -> Any:
         return self.session.segments(file, language=self.language, progress=self._drawn(file))

@@ -93,6 +93,8 @@ def _opened(source: Any, name: str) -> Any:
     if hasattr(source, "read") and not isinstance(source, TextIOBase):
         if getattr(source, "closed", False):
             raise AudioError(f"{name} is closed. Give a file that is open.")
+        if hasattr(source, "seekable") and not source.seekable():
+            raise AudioError(f"{name} is a pipe or the like, and is gone through once. Give its bytes: file.read()")
         return source
     if not isinstance(source, str | PathLike):
         raise AudioError(

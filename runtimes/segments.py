@@ -6,7 +6,7 @@ Memory does not grow with the recording.
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from math import ceil
 from numbers import Integral, Real
@@ -57,11 +57,19 @@ class Transcriber(Generic[P]):
         ]
         replies = iter(self.answer(short, asked.how, first) if short else ())
         return [
-            joined(list(self.segments(clip, asked, together=len(clips))), self.engine(), asked.language)
-            if long
-            else alone(next(replies), asked.language)
+            self._whole(clip, asked, len(clips)) if long else alone(next(replies), asked.language)
             for clip, long in zip(clips, are_long, strict=True)
         ]
+
+    def _whole(self, clip: Clip, asked: Asked, together: int) -> Transcription:
+        seconds = 0.0
+
+        def reached(done: float, _: float | None) -> None:
+            nonlocal seconds
+            seconds = done
+
+        found = list(self.segments(clip, asked, together=together, progress=reached))
+        return joined(found, self.engine(), asked.language, seconds)
 
     def segments(
         self,
@@ -100,13 +108,15 @@ class Transcriber(Generic[P]):
             return most > 0
         return ceil(seconds * self.audio.sample_rate) > most * self.audio.hop * self.audio.window_frames
 
-    def _telling(self, progress: Progress | None, length: float | None) -> Callable[[int], None]:
-        """Takes how many samples of a recording of `length` seconds are done, and says so in seconds."""
+    def _telling(self, progress: Progress | None, length: float | None) -> Callable[[int], float]:
+        """Takes how many samples of a recording of `length` seconds are done; says so, and gives it, in seconds."""
 
-        def told(samples: int) -> None:
+        def told(samples: int) -> float:
             done = samples / self.audio.sample_rate
+            done = done if length is None else min(done, length)
             if progress is not None:
-                progress(done if length is None else min(done, length), length)
+                progress(done, length)
+            return done
 
         return told
 
@@ -138,7 +148,9 @@ class Transcriber(Generic[P]):
             start, reached = reached, batch[-1].start + len(batch[-1].samples)
             yield _Batch(start, reached, sounds, prompts)
 
-    def _segments(self, batches: Iterable["_Batch[P]"], asked: Asked, told: Callable[[int], None]) -> Iterator[Segment]:
+    def _segments(
+        self, batches: Iterable["_Batch[P]"], asked: Asked, told: Callable[[int], float]
+    ) -> Iterator[Segment]:
         rate, number = self.audio.sample_rate, 0
         for batch in batches:
             with _located(batch.start / rate):
@@ -153,17 +165,17 @@ class Transcriber(Generic[P]):
         return alone(reply, asked.language)
 
     def _long_pieces(
-        self, batches: Iterable["_Batch[P]"], asked: Asked, told: Callable[[int], None]
+        self, batches: Iterable["_Batch[P]"], asked: Asked, told: Callable[[int], float]
     ) -> Generator[str, None, Reply]:
-        rate, text = self.audio.sample_rate, ""
+        rate, text, seconds = self.audio.sample_rate, "", 0.0
         segments: list[Segment] = []
         for batch in batches:
             for one, prompt in zip(batch.sounds, batch.prompts, strict=True):
                 reply = yield from _behind(text, self.pieces(prompt, asked.how, len(segments)))
                 text = reply.text or text
                 segments.append(_segment(one.start / rate, one.end / rate, reply))
-            told(batch.end)
-        return joined(segments, self.engine(), asked.language)
+            seconds = told(batch.end)
+        return joined(segments, self.engine(), asked.language, seconds)
 
 
 @dataclass(frozen=True)
@@ -182,8 +194,8 @@ def alone(reply: Reply, language: str | None) -> Transcription:
     return Transcription(**vars(reply), language=language, segments=(only,))
 
 
-def joined(segments: Sequence[Segment], engine: str, language: str | None) -> Transcription:
-    """A recording's segments as one transcription, its times and tokens added up."""
+def joined(segments: Sequence[Segment], engine: str, language: str | None, seconds: float) -> Transcription:
+    """The segments of a recording of so many seconds as one transcription, what they took and their tokens added up."""
     text = ""
     for one in segments:
         text += between(text, one.text) + one.text
@@ -192,7 +204,7 @@ def joined(segments: Sequence[Segment], engine: str, language: str | None) -> Tr
         tuple(token for one in segments for token in one.tokens),
         engine,
         "length" if any(one.finish == "length" for one in segments) else "stop",
-        _total([one.timings for one in segments]),
+        replace(_total([one.timings for one in segments]), audio=seconds),
         prompt_tokens=sum(one.prompt_tokens for one in segments),
         audio_tokens=sum(one.audio_tokens for one in segments),
         cached_tokens=sum(one.cached_tokens for one in segments),

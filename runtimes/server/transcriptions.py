@@ -2,10 +2,8 @@
 
 import secrets
 from collections.abc import Callable, Generator
-from dataclasses import replace
 from typing import Any
 
-from ..replies import Transcription
 from ..segments import joined
 from ..session import Session
 from . import shapes
@@ -50,7 +48,7 @@ async def transcriptions(service: Service, request: Any) -> Any:
     def transcribe(session: Session, unwanted: Callable[[], bool]) -> Generator[str, None, Any]:
         if values.get("response_format") in TIMED:
             found = list(session.segments(file, language=language, **settings, cancelled=unwanted))
-            return _of_length(joined(found, session.engine, language), seconds)
+            return joined(found, session.engine, language, seconds)
         stream = session.stream(file, language=language, **settings, cancelled=unwanted)
         for piece in stream:
             if values.get("stream"):
@@ -77,11 +75,6 @@ async def translations(service: Service, request: Any) -> Any:
         return stream.reply
 
     return await _answer(service, request, values, translate, "translate")
-
-
-def _of_length(found: Transcription, seconds: float) -> Transcription:
-    """A transcription of a recording so long, silence included."""
-    return replace(found, timings=replace(found.timings, audio=seconds))
 
 
 def _settings(values: dict[str, Any]) -> Any:

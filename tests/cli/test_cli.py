@@ -185,7 +185,7 @@ def test_run_writes_segments_with_their_times():
     (entry,) = json.loads(invoke("run", "bundle", "a.wav", "--format", "json", "--timestamps").stdout)
     assert entry["text"] == "one <two> three"
     assert entry["segments"][1] == {"start": 100.0, "end": 101.5, "text": "three"}
-    assert entry["timings"]["decode"] == 0.5
+    assert (entry["timings"]["audio"], entry["timings"]["decode"]) == (200.0, 0.5)
 
 
 @pytest.mark.usefixtures("session")

@@ -125,6 +125,10 @@ def test_a_file_that_is_closed_or_open_as_text_is_refused(tmp_path: Path) -> Non
     for read in (load_audio, audio_seconds):
         with pytest.raises(AudioError, match=r"tone\.wav' is closed"):
             read(closed)
+    reader, writer = os.pipe()
+    os.close(writer)
+    with open(reader, "rb") as pipe, pytest.raises(AudioError, match=r"a pipe .* Give its bytes"):
+        load_audio(pipe)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -135,10 +135,11 @@ def test_a_recording_longer_than_the_context_is_transcribed_by_segments(session:
     assert [one.tokens for one in found.segments] == [one.tokens for one in segments]
     assert found.tokens == tuple(token for one in segments for token in one.tokens)
     assert found.timings.tokens == len(found.tokens)
-    assert found.timings.audio == pytest.approx(sum(one.timings.audio for one in segments))
+    assert sum(one.timings.audio for one in segments) < found.timings.audio == len(long) / 16000  # silence and all
     assert (found.prompt_tokens, found.finish) == (sum(one.prompt_tokens for one in segments), "length")
     pieces = session.stream(long, max_tokens=20)
     assert "".join(pieces) == pieces.reply.text == found.text
+    assert pieces.reply.timings.audio == found.timings.audio
 
 
 def test_what_fits_into_the_context_is_one_prompt_and_one_segment(session: Session) -> None:
