@@ -65,12 +65,16 @@ class Limit:
 
 @dataclass(frozen=True)
 class Measured:
-    """What losses are of: a checkpoint by its identity, a quantizer's integers, a list of recordings by name and sha256."""
+    """What losses are of: a checkpoint by its identity, a quantizer's integers, a list of recordings by name and sha256.
+
+    And the imatrix that the rounding was weighed by, where there was one.
+    """
 
     checkpoint: str
     quantizer: str
     speech: str
     speech_sha256: str
+    imatrix_sha256: str = ""
 
 
 @dataclass(frozen=True)

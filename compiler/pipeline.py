@@ -93,7 +93,8 @@ def build(
     chosen = named_recipe(recipe) if isinstance(recipe, str) else recipe
     chosen = quantizers.chosen(chosen, quantizer, quantized)
     assigned = assign(targets, chosen)
-    check_imatrix(chosen, imatrix)
+    if allocation is None:  # what is found may have no use for what its losses were weighed by
+        check_imatrix(chosen, imatrix)
     options = target_options(targets, chosen, split_bytes, engines, coreml_context)
     opened = open_checkpoint(checkpoint, adapters=adapters, imatrix=imatrix, quantized=quantized)
     check_vocabulary(opened.folder, family(opened.family).text_format(opened.config, {}).vocabulary)

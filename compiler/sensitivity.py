@@ -102,7 +102,13 @@ def measured(
         }
         for name in formats
     }
-    return losses, Measured(checkpoint.identity, quantizer, spoken.name, spoken.sha256)
+    return losses, subject(checkpoint, quantizer, spoken)
+
+
+def subject(checkpoint: Checkpoint, quantizer: str, spoken: Speech) -> Measured:
+    """What is measured of a checkpoint, weighed by the imatrix that it has."""
+    weighing = checkpoint.imatrix.file.sha256 if checkpoint.imatrix else ""
+    return Measured(checkpoint.identity, quantizer, spoken.name, spoken.sha256, weighing)
 
 
 def _check_numbers(losses: Losses, speech: str) -> None:

@@ -10,18 +10,20 @@ from ..targets import sizes
 from ..targets.contract import Progress, RecipeError
 from ..targets.recipes import INT8
 from ..targets.recipes import recipe as named_recipe
-from . import bits, budget, plan, recipe_file, sensitivity
+from . import bits, budget, plan, recipe_file
 from . import quantize_on_speech as on_speech
 from . import runtime_adapters as beside
 from . import verify as verification
-from .bits import Allocation, Limit, Measured
+from .bits import Allocation, Limit
 from .budget import Asked
 from .checkpoint import Checkpoint, open_checkpoint
 from .choices import Choices, uniform
 from .families import family
 from .limits import OverBudgetError
 from .lora import AdapterSpec
-from .pipeline import BuildReport, target_options
+from .losses import Attempt, in_file
+from .losses import measured as losses_of
+from .pipeline import BuildReport, check_imatrix, target_options
 from .pipeline import build as build_bundle
 from .quantizers import Choice
 from .runtime_adapters import RuntimeAdapterSpec
@@ -76,15 +78,20 @@ def build(
         if found is None:
             return build_bundle(checkpoint, out, recipe="fp16", **given)
         recipe = bits.recipe(found, family(opened.family))
+        if not spent.asked:
+            check_imatrix(recipe, imatrix)
         return build_bundle(checkpoint, out, recipe=recipe, allocation=found, **given)
 
-    found = allocation(opened, targets, spent, quantizer, progress, kept)
+    attempt = Attempt(Path(out))
+    found = allocation(opened, targets, spent, quantizer, progress, kept, attempt)
     try:
-        return built(found)
+        report = built(found)
     except OverBudgetError as over:
         if found is None or not spent.asked:
             raise
-        return built(spend_again(opened, found, spent, over.more, kept))
+        report = built(spend_again(opened, found, spent, over.more, kept))
+    attempt.end()
+    return report
 
 
 def allocation(
@@ -94,8 +101,11 @@ def allocation(
     quantizer: str | None = None,
     progress: Progress | None = None,
     kept: Sequence[beside.Kept] = (),
+    attempt: Attempt | None = None,
 ) -> Allocation | None:
     """The format of every matrix, beside adapters that are `kept` for run time; None where float16 keeps every limit.
+
+    What is measured stays with `attempt` until that is ended.
 
     Raises:
         RecipeError: a limit is below the least, or the recipe's file is not right.
@@ -112,13 +122,14 @@ def allocation(
         _LOGGER.info("float16 keeps %s: nothing has to be quantized", limits[0].said)
         return None
     budget.check_possible(choices, limits)  # before anything is measured
+    _check_imatrix(choices, checkpoint, quantizer or "nearest")
     if held:
-        losses, measured = _losses(choices, held, checkpoint, spent.recipe)
+        losses, measured = in_file(choices, held, checkpoint, spent.recipe)
     else:
-        losses, measured = sensitivity.measure(
-            checkpoint, choices.formats, quantizer or "nearest", spent.speech, progress
-        )
+        losses, measured = losses_of(choices, checkpoint, quantizer or "nearest", spent.speech, attempt, progress)
     found = budget.spend(choices, limits, losses, _name(spent.asked), measured)
+    if attempt and not held:
+        attempt.keep(found)
     _tell(found)
     return found
 
@@ -139,7 +150,8 @@ def quantize(
         AudioError: the recordings cannot be used.
     """
     on_speech.check_needed(Choice.of(quantizer))
-    found = allocation(checkpoint, targets, spent, quantizer, progress)
+    attempt = Attempt(out)
+    found = allocation(checkpoint, targets, spent, quantizer, progress, attempt=attempt)
     if found is None:
         raise RecipeError(
             f"{spent.asked[0].said} leaves room for float16, which has no integers to find. Build with --quant fp16, "
@@ -150,6 +162,7 @@ def quantize(
     )
     path = out.with_name(f"{out.stem}.{recipe_file.NAME}")
     recipe_file.write(path, found)
+    attempt.end()
     return count, path
 
 
@@ -192,24 +205,6 @@ def _with_adapters(choices: Choices, limit: Limit) -> Limit:
     return replace(limit, fixed=limit.fixed - limit.adapters + adapters, adapters=adapters)
 
 
-def _losses(
-    choices: Choices, held: Allocation, checkpoint: Checkpoint, path: Path | None
-) -> tuple[budget.Losses, Measured]:
-    """The losses in a file, which has to have them for every choice of this very checkpoint."""
-    if held.measured is None or held.measured.checkpoint != checkpoint.identity:
-        raise RecipeError(
-            f"the losses in '{path}' are not of this checkpoint with these adapters. Leave --recipe out, to measure them"
-        )
-    losses = {name: one.losses for name, one in held.tensors.items()}
-    for name, forms in choices.formats.items():
-        if missing := [form.name for form in forms if form not in losses.get(name, {})]:
-            raise RecipeError(
-                f"'{path}' has no loss of '{name}' in {', '.join(missing)}, which target "
-                f"{', '.join(choices.targets)} can hold. Leave --recipe out, to measure them"
-            )
-    return losses, held.measured
-
-
 def _fits_float16(choices: Choices, limits: Sequence[Limit], asked: Sequence[Asked]) -> bool:
     recipe = named_recipe("fp16")
     for limit in limits:
@@ -229,6 +224,16 @@ def _check_quantizer(spent: Budget, quantizer: str | None, quantized: object) ->
             f"quantizer '{quantizer or 'of --quantized'}' makes integers before a build. Find formats and integers: ossicle "
             "quantize CHECKPOINT --max-size SIZE --target TARGETS --quantizer gptq --out NAME.safetensors; then: ossicle build "
             "CHECKPOINT --target TARGETS --recipe NAME.recipe.json --quantized NAME.safetensors --out DIR"
+        )
+
+
+def _check_imatrix(choices: Choices, checkpoint: Checkpoint, quantizer: str) -> None:
+    """Refuse one that would have no effect on what may be chosen."""
+    blocks = any(form.is_block for forms in choices.formats.values() for form in forms)
+    if checkpoint.imatrix and not blocks and "mse" not in Choice.of(quantizer).quantizers:
+        raise RecipeError(
+            f"no format that target {', '.join(choices.targets)} can hold has a use for an imatrix (these have: the blocks of "
+            "--target gguf alone; and integers with --quantizer mse). Leave --imatrix out"
         )
 
 

@@ -15,6 +15,7 @@ from ossicle.compiler.calibrate import utterances
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.choices import Choices, uniform
 from ossicle.compiler.figures import divergence
+from ossicle.compiler.imatrix import Imatrix
 from ossicle.compiler.plan import Model
 from ossicle.compiler.quantize import weights_of
 from ossicle.compiler.quantize_on_speech import quantize
@@ -25,7 +26,15 @@ from ossicle.compiler.speech import load
 from ossicle.runtimes.options import Options
 from ossicle.runtimes.registry import runtime
 from ossicle.targets import manifest as manifests
-from ossicle.targets.contract import AudioError, BuildError, CheckpointError, OssicleError, RecipeError, WeightFormat
+from ossicle.targets.contract import (
+    AudioError,
+    BuildError,
+    BundleFile,
+    CheckpointError,
+    OssicleError,
+    RecipeError,
+    WeightFormat,
+)
 from ossicle.targets.devices import device
 from ossicle.targets.gguf_mixes import Q2_K, Q3_K, Q4_K
 from ossicle.targets.recipes import FLOAT16, INT3, INT4, INT8, RECIPES
@@ -304,6 +313,46 @@ def test_a_recipes_losses_are_spent_on_another_size(
     assert before.loss is not None
     assert found.loss < before.loss
     assert found.limits[0].taken <= asked.size
+
+
+def test_what_was_measured_outlives_an_attempt_that_does_not(
+    folder: Path,
+    bundle: tuple[Path, budget.Asked],
+    spoken: Path,
+    measured: tuple[Any, bits.Measured],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out, spent = tmp_path / "parts" / "out", spending.Budget((bundle[1],), spoken)
+    kept = out.with_name(".out.ossicle-losses.json")
+    monkeypatch.setattr(sensitivity, "measure", lambda *_: measured)
+    monkeypatch.setattr(spending, "build_bundle", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        within(folder, out, spent)
+    monkeypatch.undo()
+    assert [path.name for path in out.parent.iterdir()] == [kept.name]
+    monkeypatch.setattr(sensitivity, "measure", unmeasured)
+    with pytest.raises(LookupError):  # another quantizer's integers lose something else
+        within(folder, out, spent, quantizer="mse")
+    before = kept.read_bytes()
+    kept.write_bytes(b"{" + before)
+    with pytest.raises(LookupError):
+        within(folder, out, spent)
+    kept.write_bytes(before)
+    with caplog.at_level("INFO", "ossicle"):
+        within(folder, out, spent)
+    assert "measured by an earlier attempt" in caplog.text
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert recipe_file.read(out / recipe_file.NAME).measured == measured[1]
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def unmeasured(*_: Any) -> None:
+    raise LookupError
 
 
 @pytest.fixture(scope="module")
@@ -681,6 +730,19 @@ def test_a_budget_has_to_be_spent_before_integers_are_made_of_inputs(
         RecipeError, match=r"makes integers before a build.*ossicle quantize CHECKPOINT --max-size SIZE"
     ):
         within(folder, tmp_path / "out", spending.Budget((budget.of_size(10**6),)), **options)
+
+
+def test_an_imatrix_that_no_choice_has_a_use_for_is_refused_before_it_is_measured(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "measure", unmeasured)
+    weighed = replace(checkpoint, imatrix=Imatrix(BundleFile("x.gguf", 1, "0" * 64), {}))
+    spent = spending.Budget((asked_between(checkpoint, ("onnx",), 0.3),))
+    assert "no format that target onnx can hold has a use for an imatrix" in refused(weighed, spent)
+    with pytest.raises(LookupError):
+        spending.allocation(weighed, ("onnx",), spent, "decoder=mse")
+    with pytest.raises(LookupError):
+        spending.allocation(weighed, ("gguf",), spending.Budget((asked_between(checkpoint, ("gguf",), 0.3),)))
 
 
 def test_a_budget_for_what_cannot_be_written_here_is_refused_before_it_is_measured(
