@@ -1,9 +1,11 @@
 """The command `ossicle serve`."""
 
+from math import isfinite
 from typing import Annotated
 
 import typer
 
+from ..targets.contract import ServerError
 from .common import Bundle, app, complain, guarded
 from .run import Cache, Compute, Engine, Flash, Provider, Scales, Threads, opened
 
@@ -51,7 +53,7 @@ def serve(
         api_key=api_key,
         queue=queue,
         workers=workers,
-        max_upload=int(max_upload * (1 << 20)),
+        max_upload=_bytes(max_upload),
         max_seconds=max_seconds,
         timeout=timeout,
         grace=grace,
@@ -67,3 +69,9 @@ def serve(
         typer.echo(f"ossicle: {session.manifest.name} on {session.engine} at {address}")
 
     running.serve(session, options, bound, bundle.resolve().name, ready)
+
+
+def _bytes(megabytes: float) -> int:
+    if not isfinite(megabytes):
+        raise ServerError(f"--max-upload {megabytes:g} is not possible (it can be: a number of megabytes, such as 25).")
+    return int(megabytes * (1 << 20))

@@ -54,6 +54,8 @@ class ServerOptions:
             faults.append(f"grace {self.grace:g} (it can be: 0 or more)")
         if not self.api_key.isprintable() or not self.api_key.isascii() or " " in self.api_key:
             faults.append("a key with blanks or characters beyond ASCII")
+        if "" in self.aliases:
+            faults.append("an alias without a letter")
         return faults + [
             f"origin '{one}' (such as: https://example.org)" for one in self.origins if not _is_origin(one)
         ]

@@ -16,6 +16,7 @@ from ossicle.cli import main as cli
 from ossicle.compiler import checkpoint, figures, marking, verify
 from ossicle.runtimes import replies
 from ossicle.runtimes.accelerators import Accelerator
+from ossicle.runtimes.bench import Bench
 from ossicle.runtimes.device import fingerprint
 from ossicle.runtimes.replies import Segment
 from ossicle.runtimes.tools import ToolCall
@@ -279,6 +280,20 @@ def test_how_the_engine_runs_is_handed_on_to_a_server(session, monkeypatch):
     invoke("serve", "bundle", "--engine", "llamacpp", "--compute", "float32", "--kv-cache", "int8")
     assert len(served) == 1
     assert [session.opened[name] for name in ("engine", "compute", "kv_cache")] == ["llamacpp", "float32", "int8"]
+
+
+@pytest.mark.parametrize("megabytes", ["inf", "nan"])
+def test_an_upload_that_is_no_size_is_refused(megabytes):
+    found = invoke("serve", "bundle", "--max-upload", megabytes)
+    assert (found.exit_code, f"--max-upload {megabytes} is not possible" in found.stderr) == (1, True)
+
+
+def test_bench_measures_what_is_asked_for(monkeypatch):
+    asked = {}
+    found = Bench("bundle", "onnxruntime", 1.0, (), ())
+    monkeypatch.setattr(ossicle, "bench", lambda _, **options: asked.update(options) or found, raising=False)
+    assert json.loads(invoke("bench", "b", "--compute", "float32", "--again", "--json").stdout)["plan"] == "onnxruntime"
+    assert asked == {"budget": None, "again": True, "context": None, "compute": "float32"}
 
 
 @pytest.mark.usefixtures("session")

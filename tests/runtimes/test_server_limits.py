@@ -220,6 +220,7 @@ def test_a_client_that_goes_away_while_it_sends_leaves_its_place(slow: tuple[str
         ({"timeout": 0.0, "max_seconds": float("nan")}, "max_seconds nan.*; timeout 0"),
         ({"grace": -1.0}, "grace -1"),
         ({"api_key": "a b"}, "blanks"),
+        ({"aliases": ("a", "")}, "an alias without a letter"),
         ({"origins": ("example.org", "https://a.org/x")}, "'example.org'.*'https://a.org/x'"),
     ],
 )
