@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..targets import manifest as manifests
+from ..targets.contract import EngineError
 from .choose import Choices, Ranked, by_measurement, by_rank, consider
 from .llamacpp_widened import widened_bytes
 from .measured import measured
@@ -12,6 +13,8 @@ from .measurements import Measurements, Row, Times
 from .options import Options, refuse_unheard_of
 from .plans import Placement, Plan, Stage
 from .select import CONTEXT, Candidate, Wanted
+
+LONGEST = 86400  # seconds of measuring
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ def bench(
     """
     options = Options(compute=compute)
     refuse_unheard_of(options)
+    if budget is not None and not 0 < budget <= LONGEST:
+        raise EngineError(f"budget {budget:g} is not possible (it can be: above 0 s, to {LONGEST}).")
+    if context is not None and context < 1:
+        raise EngineError(f"context {context} is not possible (it can be: above 0, in tokens).")
     folder = Path(bundle)
     manifest = manifests.read(folder)
     manifests.check_files(folder, manifest)  # which also brings them into memory, as whoever loads does

@@ -68,7 +68,7 @@ class Pool:
 
         A worker that is at a recording for more than `limit` seconds is ended; 0: none is.
         """
-        self._limit = limit
+        self._limit = limit if limit < threading.TIMEOUT_MAX else 0.0
         self._todo = deque((item, 1) for item in items)
         self._bundle = bundle
         self._results: SimpleQueue[Result | None] = SimpleQueue()

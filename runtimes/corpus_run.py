@@ -87,7 +87,7 @@ def transcribe_corpus(
     settings = {} if max_tokens is None else {"max_tokens": max_tokens}
     decoding(**settings)  # type: ignore[arg-type] # refuses what is not possible before any work is done
     check_language(language)
-    _check_executor(crew)
+    _check_crew(crew)
     manifests.check_files(bundle, manifests.read(bundle))
     items = read_items(source, language)
     job = Job(bundle.absolute(), digest(bundle), asdict(loading), settings)
@@ -100,9 +100,12 @@ def transcribe_corpus(
             return write_outputs(out, items, journal, run)
 
 
-def _check_executor(crew: Crew) -> None:
+def _check_crew(crew: Crew) -> None:
     if crew.executor not in EXECUTORS:
         raise CorpusError(f"executor '{crew.executor}' is unknown (it can be: {', '.join(EXECUTORS)}).")
+    for name in ("workers", "threads", "gpus", "limit"):
+        if not getattr(crew, name) >= 0:
+            raise CorpusError(f"{name} {getattr(crew, name)} is not possible (it can be: 0 or more).")
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,7 @@ def _memory_refusal(takes: Need, facts: DeviceFacts) -> str | None:
     free = room(facts, takes.kind)
     if free is None or takes.total <= free:
         return None
-    return f"it takes {takes}, and {_SAID[takes.kind]} has {size(free)} free"
+    return f"it takes {takes}, and {_SAID.get(takes.kind, 'this machine')} has {size(free)} free"
 
 
 def _rank(name: str, kind: str, stage: Stage) -> str:

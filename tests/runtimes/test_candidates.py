@@ -213,6 +213,15 @@ def test_memory_is_reckoned_with_the_context_that_is_asked_for(manifest: Manifes
     assert memory_of(manifest) - memory_of(manifest, "int8") == 8192 * 250_000 - int(8192 * 250_000 * 1.0625 / 4)
 
 
+def test_where_memory_is_too_little_for_anything_every_engine_says_why(manifest: Manifest) -> None:
+    little = replace(CORE_ULTRA, memory=GB, memory_available=GB)
+    found = choices(little, manifest, context=1 << 20)
+    assert "and the CPU has 1.0 GB free" in reason(found, "decoder", "openvino")
+    assert "leaves the choice to its engine" in reason(found, "decoder", "openvino:auto")
+    with pytest.raises(EngineError, match="no engine can run bundle 'fake' here"):
+        by_rank(found)
+
+
 def test_a_plan_counts_the_weights_of_all_its_engines(manifest: Manifest) -> None:
     found = choices(RASPBERRY, manifest)
     with pytest.raises(EngineError, match=r"onnxruntime: its stages take 4\.2 GB together, and 4\.0 GB are free"):

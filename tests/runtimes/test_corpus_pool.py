@@ -87,6 +87,11 @@ def test_a_worker_that_takes_too_long_is_ended_and_its_recording_tried_once_more
     assert worker.opened == 1 + times
 
 
+def test_a_limit_beyond_all_time_is_none() -> None:
+    found, _ = run([Scripted(lambda *_: "ok")], 2, limit=float("inf"))
+    assert found == {"0": "0", "1": "1"}
+
+
 @pytest.mark.parametrize("how", ["die", "again"])
 def test_what_a_worker_died_of_is_tried_once_more(how: str) -> None:
     worker = Scripted(lambda name, tries: how if name == "1" and tries == 1 else "ok")

@@ -242,6 +242,9 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path: Pat
             transcribe_corpus(**{"bundle": BUNDLE, "source": tmp_path, "out": out, **options})
     with pytest.raises(CorpusError, match="executor 'spark' is unknown"):
         transcribe_corpus(BUNDLE, tmp_path, out, crew=Crew(executor="spark"))
+    for crew in (Crew(workers=-1), Crew(limit=float("nan"))):
+        with pytest.raises(CorpusError, match=r"(workers -1|limit nan) is not possible"):
+            transcribe_corpus(BUNDLE, tmp_path, out, crew=crew)
     with pytest.raises(PromptError, match="language 'EN' is not possible"):
         transcribe_corpus(BUNDLE, tmp_path, out, language="EN")
     assert not out.exists()

@@ -336,6 +336,9 @@ def test_what_no_engine_has_is_refused_before_any_is_tried(
         load(bundle, **options)
     with pytest.raises(EngineError, match="compute 'bf16' is not possible"):
         bench(bundle, compute="bf16")
+    for options in ({"budget": float("inf")}, {"budget": 0}, {"context": 0}):
+        with pytest.raises(EngineError, match=r"(budget|context) \w+ is not possible"):
+            bench(bundle, **options)
 
 
 def test_no_bundle_is_refused(tmp_path: Path) -> None:
