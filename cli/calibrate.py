@@ -35,7 +35,7 @@ def calibrate(
     from ..compiler.calibrate import calibrate as measured
     from ..compiler.checkpoint import open_checkpoint
     from ..compiler.families import family
-    from ..compiler.safetensors_write import check_place
+    from ..compiler.written import check_place
     from .progress import Bars
 
     check_place(out, "--out")
@@ -84,7 +84,7 @@ def quantize(
     """Make a checkpoint's integers as it hears speech, once for every target: for --quantized of a build."""
     needs_build_extra("quantizing")
     from ..compiler.checkpoint import open_checkpoint
-    from ..compiler.safetensors_write import check_place
+    from ..compiler.written import check_place
     from .budget import quantizing
     from .progress import Bars
 

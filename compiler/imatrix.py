@@ -4,7 +4,6 @@ In the latter, for each matrix the file has the sums of squares of every column'
 they are of (`<tensor>.counts`): https://github.com/ggml-org/llama.cpp/tree/master/tools/imatrix.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..targets.manifest import file_entry
 from . import calibration
 from .calibration import Calibration
 from .families import Family
+from .written import refused, whole
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 
@@ -76,13 +76,10 @@ def write(path: Path, calibrated: Calibration, model: Family) -> None:
         "imatrix.chunk_size": max(one.count for one in calibrated.measured.values()),
     }
     places = gguf_file.place([(name, (1, len(array)), gguf_blocks.F32) for name, array in arrays.items()])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as stream:
+    with whole(path) as partial, refused(path), partial.open("wb") as stream:
         stream.write(gguf_file.header(metadata, places))
         for array in arrays.values():
             stream.write(array.tobytes().ljust(gguf_file.aligned(array.nbytes), b"\0"))
-    partial.replace(path)
 
 
 def _contents(path: Path) -> Contents:

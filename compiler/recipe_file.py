@@ -7,7 +7,6 @@ follows from them is reckoned anew when the file is read.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ..targets.gguf_mixes import Q4_0, Q5_0, Q5_1
 from ..targets.recipes import FLOAT32
 from .bits import BLOCKS, SHARED, Allocation, Limit, Measured, Spent, recipe
 from .families import family
+from .written import whole
 
 NAME = "recipe.json"  # in a bundle
 VERSION = 1
@@ -25,9 +25,8 @@ _NAMED = {form.name: form for form in (FLOAT32, *SHARED, *BLOCKS, Q4_0, Q5_0, Q5
 
 def write(path: Path, allocation: Allocation) -> None:
     """Write an allocation, whole or not at all; the same one gives the same bytes."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(_text(allocation), encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(_text(allocation), encoding="utf-8")
 
 
 def _text(allocation: Allocation) -> str:

@@ -2,17 +2,16 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from numpy.typing import NDArray
 
-from ..targets.contract import BuildError
 from .safetensors import WIDTHS
+from .written import refused, whole
 
 _ALIGNMENT = 8
 
@@ -37,6 +36,7 @@ class Layout:
 class Writer:
     """Puts rows of the tensors where they belong."""
 
+    _path: Path
     _stream: BinaryIO
     _tensors: Mapping[str, Layout]
     _offsets: Mapping[str, int]
@@ -47,38 +47,35 @@ class Writer:
         """A writer whose file stands at `path` once the block ends without an error; rows never written are zeros.
 
         `metadata` is one JSON document, under the key "ossicle". The same rows give the same bytes.
+
+        Raises:
+            BuildError: the file cannot be written; `rows` raises it as well.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         header, offsets, end = _header(tensors, metadata)
-        try:
-            with partial.open("wb") as stream:
+        with whole(path) as partial, _opened(path, partial) as stream:
+            with refused(path):
                 stream.write(header)
                 stream.truncate(end)
-                yield cls(stream, tensors, offsets)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            yield cls(path, stream, tensors, offsets)
+            with refused(path):
+                stream.flush()
 
     def rows(self, name: str, start: int, values: NDArray[Any]) -> None:
         """Write rows of a tensor from row `start` on, in the tensor's own dtype."""
-        self._stream.seek(self._offsets[name] + start * self._tensors[name].row_bytes)
-        self._stream.write(values.tobytes())
+        with refused(self._path):
+            self._stream.seek(self._offsets[name] + start * self._tensors[name].row_bytes)
+            self._stream.write(values.tobytes())
 
 
-def check_place(path: Path, option: str) -> None:
-    """Refuse a file's place that cannot be written to, before there is anything to write; `option` is what named it.
-
-    Raises:
-        BuildError: it is a folder, or lies in one that refuses.
-    """
-    if path.is_dir():
-        raise BuildError(f"'{path}' is a folder. Name a file in it: {option} {path / 'NAME'}")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise BuildError(
-            f"'{path}' cannot be written: '{parent}' is not a folder that you may write to. Give another {option}"
-        )
+@contextmanager
+def _opened(path: Path, partial: Path) -> Iterator[BinaryIO]:
+    with refused(path):
+        stream = partial.open("wb")
+    try:
+        yield stream
+    finally:
+        with suppress(OSError):  # what could not be flushed was said
+            stream.close()
 
 
 def _header(tensors: Mapping[str, Layout], metadata: Mapping[str, Any]) -> tuple[bytes, dict[str, int], int]:

@@ -74,9 +74,10 @@ def text_metadata(model: Model, kind: FileType) -> dict[str, Value]:
     """Metadata of the decoder's file, whose matrices are mostly of `kind`.
 
     Raises:
-        BuildError: the model has rotary scaling, which is not written here.
+        BuildError: the model has rotary scaling, which is not written here, or an activation that llama.cpp does not compute.
     """
     text, prefix = model.text, "llama"
+    _check_activation(text)
     sizes: dict[str, Value] = {
         "block_count": text["num_hidden_layers"],
         "context_length": text["max_position_embeddings"],
@@ -130,6 +131,15 @@ def _general(architecture: str, type_: str, name: str, kind: FileType) -> dict[s
         "general.file_type": kind.number,
         "general.quantization_version": _QUANTIZATION_VERSION,
     }
+
+
+def _check_activation(text: Mapping[str, Any]) -> None:
+    """A file has no key for it: llama.cpp takes SiLU for every model of this architecture."""
+    if text["hidden_act"] not in ("silu", "swish"):
+        raise BuildError(
+            f"activation '{text['hidden_act']}' of the decoder is not llama.cpp's (it can be: silu). "
+            "Build it for another target: ossicle targets"
+        )
 
 
 def _rope_base(text: Mapping[str, Any]) -> float:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...targets.contract import TracedStage
+from ...targets.contract import CheckpointError, TracedStage
 from ...targets.manifest import AudioFormat, TextFormat
 from ..folds import Fold
 from . import Part
@@ -70,6 +70,16 @@ def folds(config: Mapping[str, Any]) -> tuple[Fold, ...]:
     return (*_encoder_folds(config), *_decoder_folds(config))
 
 
+def _ids(stop: Any) -> tuple[int, ...]:
+    """What a configuration says under eos_token_id: an id, or a list of them."""
+    ids = stop if isinstance(stop, list) else [stop]
+    if not ids or not all(type(one) is int for one in ids):
+        raise CheckpointError(
+            f"eos_token_id is {stop!r:.60} (it can be: a token's id, or a list of them). Correct generation_config.json"
+        )
+    return tuple(ids)
+
+
 def text_format(config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer: int | None = None) -> TextFormat:
     """The decoder's sizes, and the prompts of mistral-common's instruct tokenizer for Voxtral.
 
@@ -88,7 +98,7 @@ def text_format(config: Mapping[str, Any], generation: Mapping[str, Any], tokeni
         vocabulary=facts.vocabulary,
         context=facts.context,
         audio_token=facts.audio_token,
-        stop_tokens=tuple(stop) if isinstance(stop, list) else (stop,),
+        stop_tokens=_ids(stop),
         pad_token=pad,
         begin="<s>",
         audio="[BEGIN_AUDIO]{audio}",

@@ -245,5 +245,8 @@ def test_conversations(
 def test_stop_and_padding() -> None:
     config = checkpoints.tiny_config()
     assert (TEXT.stop_tokens, TEXT.pad_token) == ((2,), 11)
+    for strange in ("</s>", [], [2, "</s>"], True):
+        with pytest.raises(CheckpointError, match=r"eos_token_id is .*Correct generation_config\.json"):
+            voxtral.text_format(config, {"eos_token_id": strange})
     given_by_files = voxtral.text_format(config, {"eos_token_id": [2, 7], "pad_token_id": 0})
     assert (given_by_files.stop_tokens, given_by_files.pad_token) == ((2, 7), 0)

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper
+from ossicle.compiler.families import family
 from ossicle.compiler.pipeline import build
 from ossicle.kernels import groupwise
-from ossicle.targets import gguf_blocks, gguf_file, gguf_names, registry
+from ossicle.targets import gguf_blocks, gguf_file, gguf_metadata, gguf_names, registry
 from ossicle.targets.contract import BuildError, BundleError, OssicleError, QuantizedRows, RecipeError, WeightFormat
 from ossicle.targets.gguf_blocks import BF16, F16, F32, Q4_0, Q4_1, Q8_0
 from ossicle.targets.recipes import RECIPES
@@ -166,6 +167,19 @@ def test_bytes_mean_what_gguf_py_says(kind: gguf_blocks.BlockType) -> None:
     data.reshape(-1, kind.size)[:, 1::2] &= 0x3B  # no infinities
     theirs = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind.name])
     assert np.array_equal(gguf_blocks.unpack(data, kind), theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"hidden_act": "gelu"}, "activation 'gelu' of the decoder is not llama.cpp's"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn' is not written into GGUF"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(changed: dict[str, Any], said: str) -> None:
+    config = family("voxtral").huggingface_config(checkpoints.tiny_config(text=changed))
+    with pytest.raises(BuildError, match=said):
+        gguf_metadata.text_metadata(gguf_metadata.Model(config, {}), gguf_metadata.FileType("F16", 1))
 
 
 def test_a_float_too_large_for_float16_is_refused() -> None:
