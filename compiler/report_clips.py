@@ -78,10 +78,12 @@ def audio(clip: Clip) -> str:
     from ..targets.contract import AudioError
 
     try:
-        samples, rate = soundfile.read(clip.file, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(clip.file) as held:
+            rate = held.samplerate
+            mono = held.read(int(SECONDS * rate), dtype="float32", always_2d=True).mean(axis=1)
+            longer = held.frames > len(mono)
     except (OSError, soundfile.SoundFileError) as reason:
         raise AudioError(f"'{clip.file}' cannot be read: {reason}. Take it out of the speech list") from reason
-    mono = samples[: int(SECONDS * rate)].mean(axis=1)
     if rate > RATE:
         import soxr
 
@@ -89,7 +91,7 @@ def audio(clip: Clip) -> str:
     stream = io.BytesIO()
     soundfile.write(stream, mono, rate, format="FLAC", subtype="PCM_16")
     data = base64.b64encode(stream.getvalue()).decode()
-    cut = f"<small>first {SECONDS:.0f} s</small>" if len(samples) > SECONDS * len(mono) * rate else ""
+    cut = f"<small>first {SECONDS:.0f} s</small>" if longer else ""
     return f'<audio controls preload="none" src="data:audio/flac;base64,{data}"></audio>{cut}'
 
 

@@ -52,8 +52,9 @@ class Hub(BaseHTTPRequestHandler):
         if self.headers["authorization"] != "Bearer hf_of_a_test":
             self._answer(401, {"error": "who are you?"})
         elif path == "/api/repos/create":
+            status = 409 if self.server.created else 200
             self.server.created = json.loads(body)
-            self._answer(200, {"url": f"{self.server.url}/{NAME}", "name": NAME})
+            self._answer(status, {"url": f"{self.server.url}/{NAME}", "name": NAME})
         elif path == "/api/validate-yaml":
             self._answer(200, {"errors": [], "warnings": []})
         elif path == f"/api/models/{NAME}/preupload/main":
@@ -170,6 +171,13 @@ def test_every_file_arrives_with_a_card_in_one_commit(hub: Stub, bundle: Path) -
     }
 
 
+def test_a_second_upload_goes_to_the_same_repository(hub: Stub, bundle: Path) -> None:
+    hub.created = {"name": "there before"}
+    done = pushed(hub, bundle)
+    assert done.returncode == 0, done.stderr
+    assert hub.commit
+
+
 def test_recordings_are_left_out_where_that_is_asked_for(hub: Stub, bundle: Path) -> None:
     assert b"data:audio/flac" in (bundle / "verification.html").read_bytes()
     done = pushed(hub, bundle, "--no-audio", "--json")
@@ -208,7 +216,9 @@ def test_the_card_says_what_was_measured_and_guesses_nothing(bundle: Path) -> No
     assert "| 3.57 % | 0.0075 | 98.74 % | 87.93 % | 88.00 % | passed |" in card
     assert "- onnx: its own engine ran the artifact (onnxruntime-cpu)" in card
     assert "pip install 'ossicle[onnx]'" in card
-    assert 'base_model: "org/base"' in prepare(bundle, NAME, base="org/base").card
+    assert "| onnx | 0.2 | 3.57 % |" in card  # megabytes
+    assert "- onnx: `ossicle run demo-int4 recording.wav --engine onnxruntime`" in card
+    assert 'base_model: "org/base"\nbase_model_relation: quantized\n' in prepare(bundle, NAME, base="org/base").card
     assert "dapter" not in card
 
 
@@ -218,6 +228,8 @@ def test_the_card_tells_of_adapters_that_are_kept(bundle: Path) -> None:
     held = {"legal": {"failed": [], "figures": figures}, "polite": {"failed": ["kl_clip"], "figures": figures}}
     kept = tuple(manifests.RuntimeAdapter(name, "onnx", manifest.files[0], ()) for name in held)
     entry = ENTRY | {"adapters": held, "passed": False, "failed": ["kl_clip with adapter 'polite'"]}
+    merged = (manifests.AdapterSource("polish", 0.5, ()),)
+    assert "LoRA adapters merged: `polish` with weight 0.5." in cards.card(replace(manifest, adapters=merged), NAME)
     told = cards.card(replace(manifest, runtime_adapters=kept, verification={"onnx": entry}), NAME)
     assert "LoRA adapters kept, for requests that ask for them: `legal` (onnx), `polite` (onnx)." in told
     assert "| FAILED: kl_clip with adapter 'polite' |" in told
@@ -243,7 +255,8 @@ def test_what_is_not_proved_is_refused_unless_asked_for(tmp_path: Path, entry: A
 def test_a_damaged_bundle_and_a_name_that_is_none_are_refused(bundle: Path) -> None:
     with pytest.raises(PushError, match="'demo' is no repository of the hub"):
         prepare(bundle, "demo")
-    (bundle / "tokenizer.json").write_text("{}")
+    held = (bundle / "tokenizer.json").read_bytes()
+    (bundle / "tokenizer.json").write_bytes(held.swapcase())  # as many bytes
     with pytest.raises(BundleError, match=r"is damaged: tokenizer\.json"):
         prepare(bundle, NAME)
     refused = CliRunner().invoke(cli.app, ["push", str(bundle), NAME, "--dry-run"])
