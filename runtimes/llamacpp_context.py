@@ -64,6 +64,9 @@ class Context:
 
         Each part is (sequence, first position, tokens, how many of its last logits are kept); `values` are their embeddings
         [tokens, hidden] float32 or their ids [tokens] int32, part after part.
+
+        Raises:
+            EngineError: llama.cpp fails, or its logits are no numbers; then these sequences are forgotten.
         """
         if not len(values) or (values.ndim == 2 and values.shape[1] != self.hidden):
             raise EngineError(
@@ -76,7 +79,13 @@ class Context:
             self._decode(values[at : at + step], *(column[at : at + step] for column in (positions, sequences, kept)))
             for at in range(0, len(values), step)
         ]
-        return np.concatenate(logits)
+        found = np.concatenate(logits)
+        if not np.isfinite(found.max(axis=1, initial=0.0)).all():
+            # What is no number in a cell would spoil every later sequence: a weight of 0 times it is none either.
+            self._live -= {int(part[0]) for part in parts}
+            self._renew(self._room)
+            raise EngineError("engine 'llamacpp' gave logits that are no numbers. Check it with: ossicle verify")
+        return found
 
     def adapt(self, scales: Sequence[float]) -> None:
         """Add so much of each adapter, in their order, to all that is computed from now on."""
@@ -107,19 +116,18 @@ class Context:
             *(column.ctypes.data for column in (positions, ones, pointers, kept)),
         )
         while (answer := self._api.llama_decode(self._context, batch)) == NO_ROOM:
-            self._grow(count)
+            self._renew(self._room + max(self._room, count))
         if answer:
             raise self._api.fault(f"llama_decode answers {answer} to {count} tokens")
         rows = [self._api.llama_get_logits_ith(self._context, int(place)) for place in np.flatnonzero(kept)]
         logits = [np.ctypeslib.as_array(row, (self.vocabulary,)) for row in rows]
         return np.array(logits, np.float32).reshape(len(rows), self.vocabulary)
 
-    def _grow(self, count: int) -> None:
-        """A cache with more room, holding what the old one held."""
+    def _renew(self, room: int) -> None:
+        """A cache of so many tokens, holding what is live in the old one."""
         states = {sequence: self._state(sequence) for sequence in sorted(self._live)}
         self._api.llama_free(self._context)
-        self._room += max(self._room, count)
-        self._context = self._made(self._room)
+        self._room, self._context = room, self._made(room)
         for sequence, state in states.items():
             if state.size and not self._api.llama_state_seq_set_data(
                 self._context, state.ctypes.data, state.nbytes, sequence

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from math import isfinite
 from numbers import Real
 
 from ..targets.contract import EngineError
 
 KV_CACHES = ("float32", "float16", "int8", "int4")  # of all engines together
 COMPUTES = ("float32",)
+MOST_SCALE = 100  # of an adapter: far more gives numbers that no engine holds
 ADAPTING = "onnxruntime, llamacpp"  # engines that add adapters as they run
 
 
@@ -86,9 +86,9 @@ def adapter_faults(wanted: Mapping[str, float], held: Sequence[str] | None) -> l
         f"no adapter '{name}' in this bundle ({_held(name, held or ())})" for name in wanted if name not in (held or ())
     ]
     return faults + [
-        f"no scale {scale} for adapter '{name}'"
+        f"no scale {scale} for adapter '{name}' (it can be: from -{MOST_SCALE} to {MOST_SCALE})"
         for name, scale in wanted.items()
-        if not isinstance(scale, Real) or not isfinite(scale)
+        if not isinstance(scale, Real) or not abs(scale) <= MOST_SCALE
     ]
 
 

@@ -148,6 +148,7 @@ def test_a_closed_session_answers_nothing_with_adapters_either(bundle: Any) -> N
     ("adapters", "said"),
     [
         ({"legal": float("inf")}, "no scale inf for adapter 'legal'"),
+        ({"legal": -1e30}, r"no scale -1e\+30 for adapter 'legal' \(it can be: from -100 to 100\)"),
         ({"other": 1.0}, r"no adapter 'other' in this bundle \(it has: legal, polite, short; keep one"),
         (["legal"], r"adapters \['legal'\] are not possible"),
         ({"legal": "much"}, r"adapters \{'legal': 'much'\} are not possible"),

@@ -21,7 +21,7 @@ from ossicle.runtimes.options import Options
 from ossicle.targets import manifest
 from ossicle.targets.contract import BundleError, EngineError
 from ossicle.tests import checkpoints
-from ossicle.tests.runtimes.tiny_gguf import CONFIG, logits, prompt, write_bundle
+from ossicle.tests.runtimes.tiny_gguf import CONFIG, HIDDEN, logits, prompt, write_bundle
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,18 @@ def test_a_kept_row_and_its_origin_go_different_ways(engine: llamacpp.LlamaCppEn
         ours, _ = engine.step(begun, np.array([token]))
         longer = np.concatenate([values, engine.embed(np.array([token]))])
         np.testing.assert_allclose(ours[0], logits(model, longer)[-1], atol=1e-4, rtol=0)
+
+
+def test_what_is_no_number_spoils_no_other_sequence(engine: llamacpp.LlamaCppEngine, model: Any) -> None:
+    first, second = prompt(20), prompt(12)
+    _, state = engine.prefill([first])
+    with pytest.raises(EngineError, match="no numbers"):
+        engine.prefill([np.full((30, HIDDEN), np.nan, np.float32)])
+    ours, _ = engine.prefill([second])
+    np.testing.assert_allclose(ours[0], logits(model, second)[-1], atol=1e-4, rtol=0)
+    ours, _ = engine.step(state, np.array([3]))
+    longer = np.concatenate([first, engine.embed(np.array([3]))])
+    np.testing.assert_allclose(ours[0], logits(model, longer)[-1], atol=1e-4, rtol=0)
 
 
 def test_numbers_of_sequences_that_nobody_holds_are_used_again(engine: llamacpp.LlamaCppEngine, model: Any) -> None:
