@@ -116,7 +116,12 @@ class Staging:
         shutil.rmtree(old, ignore_errors=True)
         if self.out.exists():
             self.out.rename(old)
-        self.folder.rename(self.out)
+        try:
+            self.folder.rename(self.out)
+        except OSError:
+            if old.exists():
+                old.rename(self.out)
+            raise
         shutil.rmtree(old, ignore_errors=True)
 
     def _note(self) -> None:
@@ -184,10 +189,10 @@ def _failed(out: Path, reason: OSError) -> BuildError:
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # none, or none that can be read: the build starts over
-    return state
+    return state if isinstance(state, dict) else {}
 
 
 def _digest(inputs: Mapping[str, Any]) -> str:

@@ -13,14 +13,16 @@ from ossicle.compiler.calibration import write as write_calibration
 from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.families import family
 from ossicle.compiler.imatrix import Imatrix
+from ossicle.compiler.making import Making
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.provenance import check_source
 from ossicle.compiler.quantize import weights_of
 from ossicle.compiler.quantize_on_speech import quantize
+from ossicle.compiler.runtime_adapters import Kept
 from ossicle.compiler.safetensors import read_header
 from ossicle.kernels import gptq, groupwise
 from ossicle.targets import manifest as manifests
-from ossicle.targets.contract import BuildError, QuantizedRows, RecipeError, VerificationError
+from ossicle.targets.contract import BuildError, BundleFile, QuantizedRows, RecipeError, VerificationError
 from ossicle.targets.recipes import INT3, RECIPES
 from ossicle.tests import checkpoints
 
@@ -283,6 +285,27 @@ def test_what_has_no_meaning_is_refused(
     with pytest.raises(RecipeError, match=said):
         build(folder, tmp_path / "out", recipe=recipe, verify=False, **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_decides_the_bytes_decides_whether_a_build_is_gone_on_with(
+    folder: Path, files: dict[str, Path], spoken: Path, tmp_path: Path
+) -> None:
+    opened = open_checkpoint(folder)
+    calibrated = tmp_path / "calibration"
+    write_calibration(calibrated, calibrate(opened, spoken))
+    adapter = Kept("a", (BundleFile("adapter_model.safetensors", 1, "0" * 64),), {})
+    making = Making(opened, INT4, ("onnx",), {"onnx": ("decoder",)}, {})
+    makings = [
+        making,
+        replace(making, checkpoint=open_checkpoint(folder, quantized=files["gptq"])),
+        replace(making, checkpoint=open_checkpoint(folder, imatrix=calibrated)),
+        replace(making, recipe=replace(INT4, quantizer="mse")),
+        replace(making, assigned={"onnx": ("audio_encoder",)}),
+        replace(making, options={"gguf": {"split_bytes": 1}}),
+        replace(making, kept=(adapter,)),
+        replace(making, kept=(replace(adapter, name="b"),)),
+    ]
+    assert len({json.dumps(one.inputs, sort_keys=True) for one in makings}) == len(makings)
 
 
 def test_the_command_that_helps_names_a_file_where_the_recipe_is_in_one() -> None:
