@@ -151,12 +151,8 @@ class Backward(Streamed):
                 outputs = [block.run(one) for one in inputs]
                 for draw in range(self.draws):
                     places = [item * self.draws + draw for item in group]
-                    given = [back.load(place) for place in places]
-                    found = torch.autograd.grad(outputs, [*inputs, *weights], given, retain_graph=draw + 1 < self.draws)
-                    for place, gradient in zip(places, found, strict=False):
-                        back.put(place, gradient)
-                    for total, gradient in zip(squares, found[len(group) :], strict=True):
-                        total.addcmul_(gradient, gradient)
+                    last = draw + 1 == self.draws
+                    _add(squares, _gradients(back, places, outputs, inputs, weights, last=last))
             for name, total in zip(linear, squares, strict=True):
                 self._tell(name, range(len(total)), total)
         self._advance()
@@ -191,6 +187,31 @@ class Backward(Streamed):
     def _tell(self, name: str, rows: Sequence[int], squares: Any) -> None:
         count = self.draws * sum(utterance.scored for utterance in self._heard)
         self.watcher.weigh(name, rows, (squares / count).numpy())
+
+
+def _gradients(
+    back: Kept,
+    places: Sequence[int],
+    outputs: Sequence[Any],
+    inputs: Sequence[Any],
+    weights: Sequence[Any],
+    *,
+    last: bool,
+) -> Sequence[Any]:
+    """Those of a block's weights, of what lies behind it at these places; there what lies before it takes its place."""
+    import torch
+
+    given = [back.load(place) for place in places]
+    found = torch.autograd.grad(outputs, [*inputs, *weights], given, retain_graph=not last)
+    for place, gradient in zip(places, found, strict=False):
+        back.put(place, gradient)
+    return found[len(places) :]
+
+
+def _add(squares: Sequence[Any], gradients: Sequence[Any]) -> None:
+    """Add each gradient's squares, and let go of it: a large layer's are as large as its weights."""
+    for total, gradient in zip(squares, gradients, strict=True):
+        total.addcmul_(gradient, gradient)
 
 
 def _signs(chances: Any, random: Any) -> Any:
