@@ -202,7 +202,7 @@ def _gradients(
     import torch
 
     given = [back.load(place) for place in places]
-    found = torch.autograd.grad(outputs, [*inputs, *weights], given, retain_graph=not last)
+    found: tuple[Any, ...] = torch.autograd.grad(outputs, [*inputs, *weights], given, retain_graph=not last)
     for place, gradient in zip(places, found, strict=False):
         back.put(place, gradient)
     return found[len(places) :]
