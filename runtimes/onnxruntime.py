@@ -35,7 +35,7 @@ class OnnxRuntime:
     def usable(self) -> str | None:
         try:
             import onnxruntime  # noqa: F401
-        except ImportError as reason:
+        except Exception as reason:  # a package that is broken raises what it likes
             return missing_package("onnxruntime", "onnx", reason)
         return None
 

@@ -39,7 +39,7 @@ class OpenVino:
     def usable(self) -> str | None:
         try:
             import openvino  # noqa: F401
-        except ImportError as reason:
+        except Exception as reason:  # a package that is broken raises what it likes
             return missing_package("openvino", "openvino", reason)
         return None
 

@@ -35,10 +35,13 @@ class Refusal(str):
         return made
 
 
-def missing_package(package: str, extra: str, reason: ImportError) -> Refusal:
-    """That a package cannot be imported, and the extra of ossicle that brings it."""
-    text = f"package {package} cannot be imported: {reason}. Install it with"
-    return Refusal(text, "package", f'pip install "ossicle[{extra}]"')
+def missing_package(package: str, extra: str, reason: Exception) -> Refusal:
+    """That a package cannot be imported, and what brings it: an extra of ossicle, or the package anew where it is broken."""
+    told = " ".join(str(reason).split()).rstrip(".") or repr(reason)
+    text = f"package {package} cannot be imported: {told}. Install it"
+    if isinstance(reason, ModuleNotFoundError) and reason.name == package:
+        return Refusal(f"{text} with", "package", f'pip install "ossicle[{extra}]"')
+    return Refusal(f"{text} again with", "package", f"pip install --force-reinstall {package}")
 
 
 def lacking(device: Device, machine: Machine = HERE) -> Refusal | None:

@@ -151,6 +151,17 @@ def test_another_provider_is_refused(model: Weights, tmp_path: Path) -> None:
         onnxruntime.RUNTIME.open(tmp_path, written, Options(provider="npu"))
 
 
+def test_a_broken_package_is_said_with_its_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise RuntimeError('built for another numpy.\\nSee there')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    told = str(onnxruntime.RUNTIME.usable())
+    assert told.startswith(
+        "package onnxruntime cannot be imported: built for another numpy. See there. Install it again with"
+    )
+    assert told.endswith("pip install --force-reinstall onnxruntime")
+
+
 def test_a_missing_package_is_said_with_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert 'pip install "ossicle[onnx]"' in (onnxruntime.RUNTIME.usable() or "")

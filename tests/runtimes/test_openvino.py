@@ -145,6 +145,17 @@ def test_a_device_that_is_not_here_is_refused(bundle: Path) -> None:
         runtime.RUNTIME.open(bundle, manifests.read(bundle), Options(provider="tpu"))
 
 
+def test_a_broken_package_is_said_with_its_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "openvino.py").write_text("raise RuntimeError('built for another numpy.\\nSee there')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    told = str(runtime.RUNTIME.usable())
+    assert told.startswith(
+        "package openvino cannot be imported: built for another numpy. See there. Install it again with"
+    )
+    assert told.endswith("pip install --force-reinstall openvino")
+
+
 def test_a_missing_package_is_said_with_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert 'pip install "ossicle[openvino]"' in (runtime.RUNTIME.usable() or "")
