@@ -127,6 +127,13 @@ def test_progress_goes_from_segment_to_segment_to_the_end(session: Session) -> N
     assert len(told) == 3
 
 
+def test_progress_ends_at_the_length_of_a_recording_of_another_rate(session: Session) -> None:
+    told: list[tuple[float, float | None]] = []
+    odd = np.random.default_rng(0).normal(0, 0.1, 16001).astype(np.float32)
+    list(session.segments(odd, rate=48000, max_tokens=1, progress=lambda *done: told.append(done)))
+    assert told[-1] == (16001 / 48000, 16001 / 48000)  # though it is resampled to a little more
+
+
 def test_a_recording_longer_than_the_context_is_transcribed_by_segments(session: Session) -> None:
     long = np.concatenate([_noise(27.0, seed) if part == 0 else _quiet(1.0) for seed in range(12) for part in (0, 1)])
     found = session.transcribe(long, max_tokens=20)

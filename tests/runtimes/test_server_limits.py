@@ -1,5 +1,7 @@
 """What a server keeps out and gives up: keys, strange hosts, too much, too long, clients that go away."""
 
+import asyncio
+import io
 import json
 import socket
 import threading
@@ -14,6 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 from ossicle.runtimes.opening import load
+from ossicle.runtimes.server import uploads
+from ossicle.runtimes.server.jobs import Job
 from ossicle.runtimes.server.options import ServerOptions, is_local
 from ossicle.runtimes.server.running import listen, url
 from ossicle.runtimes.server.service import Service
@@ -143,6 +147,31 @@ def test_a_request_that_is_sent_too_slowly_is_given_up(bundle: Path) -> None:
 
 def _head(host: str, kind: str, length: int) -> bytes:
     return f"POST {CHAT} HTTP/1.1\r\nhost: {host}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n".encode()
+
+
+def test_a_large_request_is_refused_before_it_is_sent_where_its_client_asks_first(bundle: Path) -> None:
+    with load(bundle, engine=FakeRuntime()) as session, served(session, max_upload=1 << 20) as (address, _):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as asking:
+            head = _head(host, "application/json", 2 << 20)
+            asking.sendall(head.replace(b"\r\n\r\n", b"\r\nexpect: 100-continue\r\n\r\n"))
+            assert asking.recv(12) == b"HTTP/1.1 413"
+
+
+def test_a_recording_that_does_not_say_its_length_is_counted_and_can_be_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uploads, "audio_seconds", lambda _: None)
+    file = io.BytesIO(wav(2.0))
+    assert (uploads.duration(file, 10.0), file.tell()) == (2.0, 0)
+    assert uploads.duration(io.BytesIO(wav(30.0)), 1.0) > 1.0
+
+
+def test_work_is_unwanted_once_its_time_is_over() -> None:
+    async def unwanted(seconds: float) -> bool:
+        return Job(lambda *_: iter(()), monotonic() + seconds).unwanted  # type: ignore[arg-type, return-value]
+
+    assert [asyncio.run(unwanted(seconds)) for seconds in (60.0, -1.0)] == [False, True]
 
 
 @pytest.mark.parametrize("stream", [False, True])
