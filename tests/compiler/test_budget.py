@@ -301,6 +301,17 @@ def test_an_edited_format_is_built_and_reckoned_with(
     assert found.loss < before.loss
 
 
+def test_the_quantizer_that_was_named_stands_in_the_bundles_recipe(
+    folder: Path, bundle: tuple[Path, budget.Asked], tmp_path: Path
+) -> None:
+    held = spending.Budget(recipe=bundle[0] / recipe_file.NAME)
+    assert recipe_file.read(bundle[0] / recipe_file.NAME).quantizer == "nearest"
+    within(folder, tmp_path / "out", held, quantizer="mse")
+    again = spending.Budget(recipe=tmp_path / "out" / recipe_file.NAME)
+    within(folder, tmp_path / "again", again)
+    assert files(tmp_path / "again") == files(tmp_path / "out") != files(bundle[0])
+
+
 def test_a_recipes_losses_are_spent_on_another_size(
     checkpoint: Checkpoint, bundle: tuple[Path, budget.Asked], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Quantizers the whole way on a tiny model: made once, stored alike, folded exactly, refused where they mean nothing."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from ossicle.compiler.making import Making
 from ossicle.compiler.pipeline import build
 from ossicle.compiler.provenance import check_source
 from ossicle.compiler.quantize import weights_of
-from ossicle.compiler.quantize_on_speech import quantize
+from ossicle.compiler.quantize_on_speech import Plan, quantize
 from ossicle.compiler.runtime_adapters import Kept
 from ossicle.compiler.safetensors import read_header
 from ossicle.kernels import gptq, groupwise
 from ossicle.targets import manifest as manifests
-from ossicle.targets.contract import BuildError, BundleFile, QuantizedRows, RecipeError, VerificationError
+from ossicle.targets.contract import AdapterError, BuildError, BundleFile, QuantizedRows, RecipeError, VerificationError
 from ossicle.targets.recipes import INT3, RECIPES
 from ossicle.tests import checkpoints
 
@@ -306,6 +307,23 @@ def test_what_decides_the_bytes_decides_whether_a_build_is_gone_on_with(
         replace(making, kept=(replace(adapter, name="b"),)),
     ]
     assert len({json.dumps(one.inputs, sort_keys=True) for one in makings}) == len(makings)
+
+
+def test_adapters_are_not_kept_beside_moved_channels(folder: Path, files: dict[str, Path]) -> None:
+    for name, refused in (("gptq", False), ("awq", True)):
+        opened = open_checkpoint(folder, quantized=files[name])
+        assert opened.quantized is not None
+        said = pytest.raises(AdapterError, match="'awq' changes the inputs of matrices") if refused else nullcontext()
+        with said:
+            opened.quantized.check(weights_of(opened, replace(INT4, quantizer=name)), ["an adapter"])
+
+
+def test_channels_are_not_moved_into_a_head_that_is_looked_up(folder: Path, tmp_path: Path) -> None:
+    made = checkpoints.model(checkpoints.tiny_config(audio=AUDIO), tied=True)
+    tied = open_checkpoint(checkpoints.save_memory(tmp_path / "tied", made))
+    for opened, moved in ((open_checkpoint(folder), True), (tied, False)):
+        plan = Plan.of(opened, weights_of(opened, replace(INT4, quantizer="awq")))
+        assert ("lm_head.weight" in plan.on_columns) is moved
 
 
 def test_the_command_that_helps_names_a_file_where_the_recipe_is_in_one() -> None:
