@@ -94,11 +94,7 @@ class Plan:
             if model.linear(name) and quantizers.finds(weights.quantizer(name), weights.format(name))
         }
         scaled = {name for name in formats if QUANTIZERS[weights.quantizer(name)].scaled}
-        folds = [
-            fold
-            for fold in model.folds(checkpoint.config)
-            if scaled.issuperset(fold.after) and not (checkpoint.tied and model.LM_HEAD in fold.after)
-        ]
+        folds = [fold for fold in model.folds(checkpoint.config) if scaled.issuperset(fold.after)]
         shapes = {name: source.shape for name, source in checkpoint.tensors.items()}
         on_rows = {name: shapes[name][0] for fold in folds for name in fold.before}
         on_columns = {name: shapes[name][1] for fold in folds for name in fold.after}

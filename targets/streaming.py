@@ -152,9 +152,10 @@ def _rounded(source: TensorSource, start: int, stop: int, kind: np.dtype[Any]) -
         values = source.rows(start, stop).astype(kind, copy=False)
     if np.isfinite(values).all():
         return values
+    wider = "" if kind == np.float32 else ", or, where it is too large, build with --quant fp32"
     raise CheckpointError(
         f"tensor '{source.name}' cannot be stored as {kind.name}: rows {start} to {stop}: a weight is infinite, not a number "
-        "or too large for it. Repair the checkpoint, or, where it is too large, build with --quant fp32"
+        f"or too large for it. Repair the checkpoint{wider}"
     )
 
 
