@@ -122,7 +122,7 @@ def _speed(one: Found) -> list[str]:
 
 
 def _verdict(verified: TargetVerification) -> str:
-    return '<span class="good">passed</span>' if verified.passed else '<span class="bad">FAILED</span>'
+    return '<span class="good">passed</span>' if verified.passed else '<span class="bad">beyond limits</span>'
 
 
 def _checks(verified: TargetVerification) -> str:

@@ -59,6 +59,13 @@ def test_each_figure_stands_in_its_column(page: str) -> None:
     assert _rows(page, "Cells")[0] == ["int4 onnx", "passed", *figures]
 
 
+def test_what_is_beyond_its_limits_is_told_apart_from_what_failed(speech: Speech) -> None:
+    beyond = judge("onnx", "onnx-cpu", "executed", list(map(compared, speech.clips)), Thresholds(kl=1e-9, wer=9))
+    proofs = (Proof(None, "", 1, beyond), Proof("it broke"))
+    text = report_html.page("a", "b", [Found(Cell("int4", "onnx", "onnx"), proof) for proof in proofs], speech)
+    assert [row[1] for row in _rows(text, "Cells")] == ["beyond limits", "failed"]
+
+
 def test_groups_have_the_originals_words_beside_each_cells(page: str) -> None:
     assert _rows(page, "By length") == [
         ["original", "25.00 %", "25.00 %"],
