@@ -87,6 +87,31 @@ def test_a_worker_that_takes_too_long_is_ended_and_its_recording_tried_once_more
     assert worker.opened == 1 + times
 
 
+def test_what_a_worker_dies_of_while_the_pool_stops_is_left_for_the_next_run() -> None:
+    def script(_: str, tries: int) -> str:
+        if tries == 2:
+            pool.stop()
+        return "die"
+
+    pool = Pool(items(1), lambda: Scripted(script), 1, "abc")
+    with pool:
+        assert pool.take() is None
+
+
+def test_the_first_worker_is_opened_alone() -> None:
+    told: list[str] = []
+
+    class Slow(Scripted):
+        def open(self) -> dict[str, Any]:
+            told.append("begins")
+            threading.Event().wait(0.05)
+            told.append("is open")
+            return super().open()
+
+    found, _ = run([Slow(lambda *_: "ok") for _ in range(3)], 20)
+    assert (len(found), told[:2]) == (20, ["begins", "is open"])
+
+
 def test_a_limit_beyond_all_time_is_none() -> None:
     found, _ = run([Scripted(lambda *_: "ok")], 2, limit=float("inf"))
     assert found == {"0": "0", "1": "1"}

@@ -248,6 +248,18 @@ def test_a_measurement_is_made_once(bundle: Path, kept: Path, counted: list[floa
 
 
 @pytest.mark.usefixtures("kept")
+def test_threads_that_are_named_are_the_only_ones_that_are_tried(
+    bundle: Path, three: Choices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Any] = []
+    monkeypatch.setattr(cache, "measure", lambda _, __, threads, ___: tried.append(threads) or KEPT)
+    monkeypatch.setattr(cache, "thread_counts", lambda _: (1, 2))
+    for threads in (0, 2):
+        cache.measured(bundle, three, Options(threads=threads))
+    assert tried == [(1, 2), ()]
+
+
+@pytest.mark.usefixtures("kept")
 def test_other_facts_or_another_bundle_or_other_options_are_measured_anew(
     bundle: Path, counted: list[float], three: Choices
 ) -> None:

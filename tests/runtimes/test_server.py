@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 from ossicle.runtimes.opening import load
+from ossicle.runtimes.server.service import _models
 from ossicle.runtimes.session import Session
 from ossicle.runtimes.subtitles import srt, vtt
 from ossicle.targets.contract import EngineError
@@ -310,3 +311,9 @@ def test_an_adapter_is_a_model_of_its_own(tmp_path: Path) -> None:
             assert (answer["choices"][0]["message"]["content"], answer["model"]) == (said.text, asked)
         error = client.post(CHAT, json=_ask({"type": "text", "text": "hello"}, model="fake:legl")).json()["error"]
         assert "model 'fake:legl' is not served here (near it: fake:legal" in error["message"]
+
+
+def test_a_name_that_was_given_to_the_bundle_is_the_bundles() -> None:
+    found = _models(("fake", "fake:legal"), ("legal",))
+    assert found["fake:legal"].adapters is None
+    assert found["fake:legal:legal"].adapters == {"legal": 1.0}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
 import numpy as np
 import pytest
@@ -103,3 +103,13 @@ def test_a_failure_gives_the_turn_on() -> None:
         _ = 1 / 0
     with turns:
         pass
+
+
+def test_a_turn_that_came_to_who_gave_up_is_passed_on() -> None:
+    turns = Turns()
+    turns.__enter__()  # the turn, given to one who stops waiting just then
+    turns._give_up(Lock())
+    waited = Thread(target=turns.__enter__, daemon=True)
+    waited.start()
+    waited.join(10)
+    assert not waited.is_alive()
