@@ -43,7 +43,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             complain(str(reason))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            complain("interrupted; no half-written bundle is left behind")
+            complain("interrupted; nothing half-written is left behind")
             raise typer.Exit(130) from None
         except BrokenPipeError:
             raise
