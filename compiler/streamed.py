@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..targets import memory
 from ..targets.contract import Float32, Progress
 from . import torch_model
 from .checkpoint import Checkpoint
@@ -231,6 +232,7 @@ class Streamed:
         yield names
         for name in names:
             torch_model.empty(self._model, name)
+        memory.give_back()
 
     @contextmanager
     def _watched(self, names: Sequence[str]) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """What memory this machine has left for a build, and what a process has held."""
 
+import ctypes
 import os
 import sys
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,12 @@ def total(root: Path = Path("/")) -> int | None:
     installed = _line(root, "MemTotal")
     limits = [*([installed] if installed else []), *(limit for limit, _ in _control_groups(root))]
     return min(limits, default=_installed() if root == Path("/") else None)
+
+
+def give_back() -> None:
+    """Hand what was freed to the system: glibc keeps it, in pieces that what comes next often does not fit into."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def peak_memory(process: int | None = None) -> int:

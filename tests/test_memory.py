@@ -1,5 +1,6 @@
 """What a build holds in memory is a few row blocks, however large the model."""
 
+import ctypes
 import json
 import sys
 import tracemalloc
@@ -13,7 +14,7 @@ from ossicle.compiler.families import family
 from ossicle.compiler.pipeline import Silent
 from ossicle.compiler.quantize import Weights
 from ossicle.compiler.safetensors import read_header
-from ossicle.targets import onnx_weights, streaming
+from ossicle.targets import memory, onnx_weights, streaming
 from ossicle.targets.recipes import recipe
 
 ROOT = Path(__file__).parents[1]
@@ -92,3 +93,21 @@ def test_planning_voxtral_small_reads_no_weight_and_stays_within_a_gibibyte() ->
     planned = dict(line.split("  ") for line in taken.output.splitlines() if line.startswith("onnx/"))
     assert planned["onnx/embed_tokens_int8.onnx_data"] == "0.755 GB"  # 131072 x 5120 and a float32 scale for every 32
     assert taken.peak < 2**30
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc's alone keeps what is freed"
+)
+def test_what_was_freed_in_pieces_goes_back_to_the_system() -> None:
+    pieces = [bytearray(50_000) for _ in range(4000)]
+    kept = pieces[::100]  # so that the heap cannot shrink from its end
+    del pieces
+    before = _resident()
+    memory.give_back()
+    assert before - _resident() > 100_000_000
+    assert len(kept) == 40
+
+
+def _resident() -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
