@@ -6,7 +6,6 @@ with the original, `speeds/CELL.json` with what running it takes. Each holds a k
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from . import report
 from .figures import Check, Comparison, Figures, Said, TargetVerification
+from .written import write_text
 
 VERSION = 1
 
@@ -129,17 +129,6 @@ def read_target(entry: Mapping[str, Any]) -> TargetVerification:
     return TargetVerification(entry["target"], entry["engine"], entry["proof"], checks, figures, clips)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _numbers(entry: Mapping[str, Any], but: tuple[str, ...] = ("clip",)) -> dict[str, Any]:
     """The entry with the words that stand for numbers which JSON does not know made numbers again."""
     return {
@@ -148,9 +137,7 @@ def _numbers(entry: Mapping[str, Any], but: tuple[str, ...] = ("clip",)) -> dict
 
 
 def _write(path: Path, decided: str, entry: Mapping[str, Any]) -> None:
-    write_whole(
-        path, json.dumps({"key": decided, "found": entry}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    write_text(path, json.dumps({"key": decided, "found": entry}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _read(path: Path, decided: str) -> dict[str, Any] | None:

@@ -1,7 +1,6 @@
 """What the original made of a clip, and its place on disk: several recipes are verified against one reading."""
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..targets.contract import Float32, VerificationError
 from .speech import Clip
+from .written import refused, whole
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,5 @@ def save(path: Path, reading: Reading) -> None:
 
 def write_archive(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays as one npz archive, whole or not at all."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as stream:
+    with whole(path) as partial, refused(path), partial.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
-    partial.replace(path)

@@ -16,7 +16,7 @@ from ..targets.gguf_mixes import Q4_0, Q5_0, Q5_1
 from ..targets.recipes import FLOAT32
 from .bits import BLOCKS, SHARED, Allocation, Limit, Measured, Spent, recipe
 from .families import family
-from .written import whole
+from .written import write_text
 
 NAME = "recipe.json"  # in a bundle
 VERSION = 1
@@ -25,8 +25,7 @@ _NAMED = {form.name: form for form in (FLOAT32, *SHARED, *BLOCKS, Q4_0, Q5_0, Q5
 
 def write(path: Path, allocation: Allocation) -> None:
     """Write an allocation, whole or not at all; the same one gives the same bytes."""
-    with whole(path) as partial:
-        partial.write_text(_text(allocation), encoding="utf-8")
+    write_text(path, _text(allocation))
 
 
 def _text(allocation: Allocation) -> str:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from .breakdown import by_language, by_length
-from .cells import Cell, Found, Proof, write_whole
+from .cells import Cell, Found, Proof
 from .figures import AdapterVerification, Verification
 from .report_clips import disagreements, section
 from .report_plots import Axis, Point, plot, swatch
 from .report_tables import added, breakdown, cells, machine, missing, proofs
 from .speech import Speech
+from .written import write_text
 
 _MEGABYTES = Axis("size, MB", lambda value: f"{value:g}")
 _WER = Axis("word error rate, %", lambda value: f"{value:g}")
@@ -36,7 +37,7 @@ def write_sweep(
     compared = sum(one.proof.verified is not None for one in found)
     told = f"{compared} of {len(found)} cells compared with the original in torch float32, on {speech.name}."
     path = folder / "report.html"
-    write_whole(path, page(f"Sweep of {name}", told, found, speech, refused=refused, facts=facts))
+    write_text(path, page(f"Sweep of {name}", told, found, speech, refused=refused, facts=facts))
     return path
 
 
@@ -54,7 +55,7 @@ def write_verification(folder: Path, verification: Verification, speech: Speech)
     told = f"Against the original in torch float32, on {verification.speech}."
     title = f"Verification of {verification.bundle}, {verification.recipe}: {verdict}"
     path = folder / "verification.html"
-    write_whole(path, page(title, told, found, speech, adapters=verification.adapters))
+    write_text(path, page(title, told, found, speech, adapters=verification.adapters))
     return path
 
 

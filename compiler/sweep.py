@@ -16,11 +16,12 @@ from typing import Any
 from ..targets.contract import Progress, SweepError
 from ..targets.locks import taken
 from . import cells, report_html, speed
-from .cells import Cell, Found, Proof, write_whole
+from .cells import Cell, Found, Proof
 from .speech import Speech
 from .sweep_jobs import ORIGINAL, Crew, finished
 from .sweep_plan import NAME, Keys, Plan
 from .torch_model import check_memory
+from .written import write_text
 
 TELL = logging.getLogger("ossicle")
 
@@ -67,13 +68,13 @@ def sweep(
     check_memory(checkpoint)
     keys = Keys.of(plan, checkpoint, speech)
     with _alone(out):
-        write_whole(out / NAME, json.dumps(asdict(plan), indent=1) + "\n")
+        write_text(out / NAME, json.dumps(asdict(plan), indent=1) + "\n")
         before = set(_proved(out, possible, keys, retry_failed))
         _prove(out, [cell for cell in possible if cell not in before], keys, crew, progress)
         proofs = {cell: cells.read_proof(out, cell, keys.proof(cell)) or Proof("was not proved") for cell in possible}
         found, measured = _speeds(out, proofs, keys, speech, machine, timed, retry_failed, progress)
         page = report_html.write_sweep(out, checkpoint.name, found, refused, speech, machine)
-        write_whole(out / "results.json", json.dumps(document(found, refused, machine), indent=1) + "\n")
+        write_text(out / "results.json", json.dumps(document(found, refused, machine), indent=1) + "\n")
     return Swept(found, refused, page, len(before - measured))
 
 
@@ -179,7 +180,7 @@ def _alone(out: Path) -> Iterator[None]:
         raise SweepError(f"'{out}' exists and is no folder of a sweep (it has no {NAME}). Give another --out")
     out.mkdir(parents=True, exist_ok=True)
     if not (out / NAME).exists():
-        write_whole(out / NAME, "{}\n")
+        write_text(out / NAME, "{}\n")
     with (out / ".lock").open("w") as stream:
         if not taken(stream):
             raise SweepError(f"another sweep is at work in '{out}'. Wait for it, or give another --out")

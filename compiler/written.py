@@ -22,6 +22,16 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        BuildError: it cannot be written.
+    """
+    with whole(path) as partial, refused(path):
+        partial.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def refused(path: Path) -> Iterator[None]:
     """Say of what the system refuses in the block that it is this file's writing.

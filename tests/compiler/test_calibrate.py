@@ -16,6 +16,7 @@ from ossicle.compiler.checkpoint import Checkpoint, open_checkpoint
 from ossicle.compiler.families import family
 from ossicle.compiler.positions import DRAWS, Positions
 from ossicle.compiler.readings import Utterance
+from ossicle.targets import memory
 from ossicle.targets.contract import AudioError, BuildError, CheckpointError
 from ossicle.tests import checkpoints
 from typer.testing import CliRunner
@@ -142,6 +143,16 @@ def test_every_column_is_measured_as_by_hooks_on_the_whole_model(
         np.testing.assert_allclose(one.mean_square, expected, rtol=1e-3)
         np.testing.assert_allclose(one.lowest, inputs.min(axis=0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(one.highest, inputs.max(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_every_block_gives_its_memory_back(
+    checkpoint: Checkpoint, spoken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[None] = []
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(None))
+    calibrate(checkpoint, spoken)
+    layers = sum(checkpoint.config[part]["num_hidden_layers"] for part in ("audio_config", "text_config"))
+    assert len(given) >= layers
 
 
 def test_without_gradients_positions_count_by_their_sound(

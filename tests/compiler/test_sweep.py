@@ -16,12 +16,12 @@ import pytest
 import soundfile
 from ossicle.cli import main as cli
 from ossicle.cli.sweep import _print, _quantizers, facts
-from ossicle.compiler import cells, pipeline, reference, speed, sweep, sweep_jobs, sweep_worker
+from ossicle.compiler import cells, pipeline, reference, speed, sweep, sweep_jobs, sweep_worker, written
 from ossicle.compiler.cells import Cell, Found, Proof, Speed
 from ossicle.compiler.figures import Comparison, Said, judge
 from ossicle.compiler.sweep_jobs import Crew
 from ossicle.compiler.sweep_plan import NAME, Keys, Plan
-from ossicle.targets.contract import RecipeError, SweepError, Thresholds
+from ossicle.targets.contract import BuildError, RecipeError, SweepError, Thresholds
 from ossicle.targets.probe import Answer, Report
 from ossicle.targets.probe import Proof as Proved
 from ossicle.tests import checkpoints
@@ -84,8 +84,8 @@ def test_what_cannot_be_written_whole_leaves_nothing(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left"):
-        cells.write_whole(tmp_path / "a.json", "all")
+    with pytest.raises(BuildError, match=r"a\.json' cannot be written: No space left"):
+        written.write_text(tmp_path / "a.json", "all")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,6 +148,17 @@ def test_words_that_name_nothing_are_refused_before_any_work(
     done = RUNNER.invoke(cli.app, ["sweep", "nowhere", "--out", str(tmp_path / "out"), *arguments])
     assert done.exit_code == 1
     assert said in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_cannot_be_written_here_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    arguments = ["sweep", "nowhere", "--out", str(tmp_path / "out"), "--quant", "int4", "--target", "onnx,openvino"]
+    done = RUNNER.invoke(cli.app, arguments)
+    assert done.exit_code == 1
+    assert 'pip install "ossicle[openvino]"' in done.output
     assert list(tmp_path.iterdir()) == []
 
 
